@@ -13,7 +13,7 @@ import pytest
 from flowloom.cli.main import main
 from flowloom.config.flow_format.read import read_config
 from flowloom.config.run import RunConfig
-from flowloom.engine.estimate.preflight import Asked, preflight
+from flowloom.engine.estimate.preflight import Target, preflight
 from flowloom.engine.fill_cache import fill
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
@@ -51,7 +51,7 @@ def test_a_complete_cache_trains_without_the_encoder_files(
     shutil.rmtree(tmp_path / "encoders")
     assert main(["train", str(path), "--dry-run"]) == 0
     assert "cannot be opened; the cache has what training needs" in capsys.readouterr().out
-    found = preflight(read_config(path), Asked(tmp_path))
+    found = preflight(read_config(path), Target(tmp_path))
     assert found.can_run
     assert found.data
     assert found.memory
@@ -79,13 +79,13 @@ def test_what_an_incomplete_cache_lacks_is_reported_before_the_start(
     jsonl.write_text("".join(lines))
     gone = Path(own_encoders[key])
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    found = preflight(read_config(path), Asked()).plan.problems
+    found = preflight(read_config(path), Target()).plan.problems
     problems = {problem.where: problem.text for problem in found}
     assert set(problems) == {f"model.{key}"}
-    lack = "lacks 2 of 22 latents" if key == "vae_path" else "caption states"
+    lack = "2 of 22 checked latents are missing" if key == "vae_path" else "caption states"
     assert lack in problems[f"model.{key}"]
     shutil.rmtree(tmp_path / "cache")
-    (problem,) = preflight(read_config(path), Asked()).plan.problems
+    (problem,) = preflight(read_config(path), Target()).plan.problems
     assert "the cache, does not exist" in problem.text
 
 

@@ -83,7 +83,7 @@ def test_the_plan_counts_rows_batches_and_steps(plan_of):
     assert found["left out"] == "8 rows wider or taller than 1.5 to 1"
     assert found["batches"] == "4 an epoch, of up to 4"
     assert found["steps"] == "8 an epoch"
-    assert found["images"] == "14 of 14 looked for are there"
+    assert found["images"] == "14 of 14 checked files exist"
     assert plan.problems == []
 
 

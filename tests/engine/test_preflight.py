@@ -11,7 +11,7 @@ import torch
 from flowloom.cli.main import main
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.engine.estimate.footprint import Networks, advise, checkpoint_bytes, memory, with_key
-from flowloom.engine.estimate.preflight import Asked, preflight, preflight_text
+from flowloom.engine.estimate.preflight import Target, preflight, preflight_text
 from flowloom.engine.fill_cache import fill, stats
 from flowloom.engine.memory import HEADROOM
 from flowloom.models.weights import open_weights
@@ -21,9 +21,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture
 def found(make_config, tmp_path):
-    def found(asked: Asked | None = None, **sections):
+    def found(asked: Target | None = None, **sections):
         loaded = LoadedConfig(make_config(**sections), {}, [], Path("config.json"))
-        return preflight(loaded, asked or Asked(tmp_path / "runs"))
+        return preflight(loaded, asked or Target(tmp_path / "runs"))
 
     return found
 
@@ -111,7 +111,7 @@ def test_the_changes_make_it_fit_and_says_by_how_much(make_config):
 
 
 def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
-    told = found(Asked(gpu_gib=0.1), training={"train_minibatch": 16})
+    told = found(Target(gpu_gib=0.1), training={"train_minibatch": 16})
     assert not told.can_run
     assert not told.memory.fits
     assert any((change.path, change.value) == ("training.train_minibatch", 1) for change in told.changes)
@@ -145,8 +145,8 @@ def test_the_rate_of_an_earlier_run_like_this_one_is_used(found, make_run, tmp_p
 
 
 def test_nothing_is_estimated_for_a_card_that_is_not_here(found):
-    assert found(Asked(gpu_gib=24)).time.samples_per_s is None
-    assert found(Asked(gpu_gib=24, samples_per_s=11.0)).time.epoch_s == 2.0
+    assert found(Target(gpu_gib=24)).time.samples_per_s is None
+    assert found(Target(gpu_gib=24, samples_per_s=11.0)).time.epoch_s == 2.0
 
 
 def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
@@ -155,7 +155,7 @@ def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
     words = ["preflight", str(path), "--runs-dir", str(tmp_path)]
     assert main(words) == 0
     text = capsys.readouterr().out
-    for word in ("rows left out", "memory", "optimizer", "disk", "checkpoints", "time", "This can run."):
+    for word in ("rows left out", "memory", "optimizer", "disk", "checkpoints", "time", "Ready to train."):
         assert word in text
     assert main([*words, "--json", "--model.vae_path", "gone.safetensors"]) == 2
     told = json.loads(capsys.readouterr().out)

@@ -22,7 +22,7 @@ from flowloom.engine.build import Components
 from flowloom.engine.build import build as build_parts
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import make_plan
-from flowloom.engine.estimate.preflight import Asked, preflight
+from flowloom.engine.estimate.preflight import Target, preflight
 from flowloom.engine.rows import keep_rows
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
@@ -214,7 +214,7 @@ def test_a_run_that_is_resumed_on_other_data_says_so(
     run_engine(run_dir)
     change_by_flags(run_dir, [("limits.max_steps", "2"), ("dataloader.jsonl_metadata_path", str(folder))])
     run_engine(run_dir)
-    assert warnings_of(run_dir)[-1].startswith(f"{folder}: this run began with other data.")
+    assert warnings_of(run_dir)[-1].startswith(f"{folder}: this run started with other data.")
     assert len(kept_captions(run_dir)) == 22
 
 
@@ -287,7 +287,7 @@ def test_the_plan_the_preflight_and_the_run_tell_of_an_outdated_jsonl(
     (folder / "04.txt").write_text("another\n")
     message = f"{jsonl} is outdated: 1 row differs from the images and captions in {folder}."
     assert [note for note in make_plan(loaded).notes if note.startswith(message)]
-    found = preflight(loaded, Asked(tmp_path / "runs")).report().model_dump()
+    found = preflight(loaded, Target(tmp_path / "runs")).report().model_dump()
     assert [hint for hint in found["hints"] if hint.startswith(message)]
     run_dir = make_run("run", jsonl, limits={"max_steps": 1})
     run_engine(run_dir)
@@ -299,7 +299,7 @@ def test_the_preflight_of_a_folder_counts_what_is_left_out(
 ):
     (folder / "02.txt").unlink()
     loaded = LoadedConfig(on(make_config, folder, folder), {}, [], Path("config"))
-    found = preflight(loaded, Asked(tmp_path / "runs")).report().model_dump()
+    found = preflight(loaded, Target(tmp_path / "runs")).report().model_dump()
     assert found["data"]["rows"] == 21
     assert sum(n for reason, n in found["data"]["left_out"].items() if "no caption" in reason) == 1
 

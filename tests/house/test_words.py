@@ -17,7 +17,6 @@ SHOWN_WHOLE = ("src/flowloom/server/routes/", "src/flowloom/config/")  # docstri
 Text = tuple[int, str]  # the line where it begins, and a string, docstring or paragraph
 
 REWRITTEN = [
-    "src/flowloom/engine/",
     "src/flowloom/model_library/",
     "src/flowloom/models/",
     "src/flowloom/server/datasets/",

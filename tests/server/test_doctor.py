@@ -29,7 +29,7 @@ def test_the_studio_tells_what_its_machine_has_and_lacks(
     assert found["safetensors"]["is_well"]
     assert "not installed" in found["kohya"]["text"]
     assert "HF_TOKEN" in found["secrets"]["text"]
-    answering = Finding("port", f"{port}: a studio answers, flowloom {flowloom.__version__}")
+    answering = Finding("port", f"{port}: a studio is running, flowloom {flowloom.__version__}")
     assert Finding(**found["port"]) == answering, "its own port, not the usual one"
     assert port_finding(port) == answering
     assert serving_at(studio.home) == (port, "127.0.0.1")

@@ -94,11 +94,11 @@ def preflight(words: list[str]) -> int:
     asked = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
-    from flowloom.engine.estimate.preflight import Asked, preflight_text
+    from flowloom.engine.estimate.preflight import Target, preflight_text
     from flowloom.engine.estimate.preflight import preflight as examine
 
     loaded = read_config(asked.config, overrides)
-    found = examine(loaded, Asked(asked.runs_dir, asked.gpu_gib, asked.samples_per_s))
+    found = examine(loaded, Target(asked.runs_dir, asked.gpu_gib, asked.samples_per_s))
     print(found.report().model_dump_json(indent=1) if asked.json else preflight_text(found))
     return OK if found.can_run else WRONG
 

@@ -329,7 +329,7 @@ def _flags(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str]
 
 
 def _show_plan(loaded: LoadedConfig) -> int:
-    from flowloom.engine.estimate.plan import make_plan
+    from flowloom.engine.estimate.plan import make_plan, verdict
 
     plan = make_plan(loaded)
     for title, rows in plan.sections:
@@ -340,7 +340,7 @@ def _show_plan(loaded: LoadedConfig) -> int:
         if lines:
             print(heading)
             print("".join(f"  {line}\n" for line in lines))
-    print("Ready to train." if not plan.problems else "Cannot train: see the problems above.")
+    print(verdict(not plan.problems))
     return WRONG if plan.problems else OK
 
 

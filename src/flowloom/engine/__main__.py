@@ -1,6 +1,6 @@
-"""The engine's door: `python -m flowloom.engine RUN_DIR` trains what its run.json says, or resumes it.
+"""The engine's entry point: `python -m flowloom.engine RUN_DIR` starts or resumes the run in run.json.
 
-What takes seconds to import is imported when signals are caught already: a stop meanwhile is a stop.
+Slow imports come after the signal handlers are set, so that a stop during them counts as a stop.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lambda _event: None) -> None:
-    """Train what `run_dir` describes, from its newest checkpoint if it has one, until it is over.
+    """Train the run in `run_dir`, from its newest checkpoint if there is one, to its end.
 
-    Every end is an event: finished, stopped, or failed with what happened and what to do.
+    Every end is an event: finished, stopped, or failed with a message and a hint.
 
     Raises:
         FlowloomError: the run failed; the event has been written.
@@ -53,7 +53,7 @@ def _run_session(session: Session) -> None:
         except Abandoned:
             session.end_as_stopped()
         except Exception as error:
-            # A signal to the whole process group also ends what the engine had started, compilers say.
+            # A signal to the process group also ends processes that the engine started, such as compilers.
             if not session.signals.is_wished or isinstance(error, FlowloomError):
                 raise
             _log(session.run_dir, error)
@@ -65,7 +65,7 @@ def _run_session(session: Session) -> None:
 
 
 def _failed(session: Session, error: Exception) -> FlowloomError:
-    """The error as one of ours; it has been written, as far as the disk lets it."""
+    """Write the failure as an event, as far as the disk allows, and return the error as one of ours."""
     from flowloom.engine.failures import explained
     from flowloom.engine.trackers import set_exit_status
 

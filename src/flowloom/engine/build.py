@@ -1,4 +1,4 @@
-"""RunConfig to the objects of a run: the only place that wires, and that translates FLOW's keys."""
+"""RunConfig to the objects of a run: the only place that connects them and translates FLOW's keys."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def load_encoders(
     dataset: Dataset | None = None,
     images: ImageSource | None = None,
 ) -> Encoders:
-    """The encoders that `model` names, opened now unless a cache on disk may do for them.
+    """The encoders that `model` names, opened now unless a cache on disk may replace them.
 
     Args:
-        dataset: whose images and captions the cache holds; without it there is no cache.
+        dataset: the images and captions of the cache; without it there is no cache.
     """
     dtype = encoder_dtype(device)
     family = family_for(model)
@@ -84,7 +84,7 @@ def load_encoders(
 
 
 def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> Components:
-    """Load and wire everything that `config` describes; `on_state` hears of stores that are down.
+    """Load and connect everything that `config` describes; `on_state` is called when a store goes down.
 
     Raises:
         ConfigError, WeightsError, DataError: something it names is missing or does not fit.
@@ -136,7 +136,7 @@ def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
     quantize_base(model, config.lora.base_model_quant_level)
     lora = config.lora
     with torch.random.fork_rng(devices=[]):
-        # The adapter's first values are drawn from torch's global stream by their packages.
+        # The packages draw an adapter's initial values from torch's global stream.
         torch.manual_seed(config.training.master_seed)
         return attach(model, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
 

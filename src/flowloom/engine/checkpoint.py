@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and exact enough to go on bit for bit."""
+"""Checkpoints: written atomically, and exact enough to continue bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
 EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
 POSITION, OPTIMIZER, WEIGHTS, EMA = "trainer.json", "optimizer.pt", "weights.safetensors", "ema.safetensors"
 _UNREADABLE = (pickle.UnpicklingError, EOFError)
-"""What torch raises of files that were cut off, beside RuntimeError."""
+"""Errors of torch on truncated files, beside RuntimeError."""
 
 
 def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
@@ -92,7 +92,7 @@ def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) ->
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> Weights:
-    """`tensors` in `dtype`, each made when it is written: the device may have no room for all of them."""
+    """`tensors` in `dtype`, each converted when it is written: they may not all fit on the device."""
     entries = {name: Entry(tuple(t.shape), dtype, partial(t.to, dtype)) for name, t in tensors.items()}
     return Weights(Path(), entries, {})
 
@@ -109,10 +109,10 @@ def _write_state(folder: Path, state: TrainState) -> None:
 
 
 def load(folder: Path, state: TrainState) -> None:
-    """Put `state` where it was when `folder` was written.
+    """Restore `state` as it was when `folder` was written.
 
     Raises:
-        CheckpointError: a file of it is missing, damaged, or of another configuration, or holds a NaN.
+        CheckpointError: a file is missing, damaged, of another configuration, or holds a NaN.
     """
     try:
         _load(folder, state)
@@ -127,9 +127,9 @@ def load(folder: Path, state: TrainState) -> None:
 
 
 def _misnamed(folder: Path, step: int) -> CheckpointError:
-    """A copied or renamed folder: the run would go on from it after each save, whatever was trained since."""
+    """Return the error for a copied or renamed folder, which the run would resume from after each save."""
     name = checkpoint_name(step)
-    error = CheckpointError(folder, f"its name does not fit its content, which is of step {step}.")
+    error = CheckpointError(folder, f"its name does not match its content, which is of step {step}.")
     is_copy = (folder.parent / name).exists()
     hint = f"It is a copy of {name}: move it elsewhere" if is_copy else f"Rename it to {name}"
     error.hint = f"{hint}, then resume the run."
@@ -145,7 +145,7 @@ def _load(folder: Path, state: TrainState) -> None:
     state.parked = optimizer["parked"]
     state.position = Position(**recorded)
     if state.ema:
-        # Without a file the average begins with the weights of the checkpoint, not with those of the base.
+        # Without a file the average starts from the checkpoint's weights, not from the base's.
         known = open_weights(inner / EMA) if (inner / EMA).exists() else {}
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
         state.ema.shadow = {name: place(t, device, torch.float32) for name, t in known.items()}
@@ -171,13 +171,13 @@ def _load_weights(folder: Path, state: TrainState) -> None:
 
 
 def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:
-    """The model or adapter file of `source`: itself, a checkpoint's, or that of a run's newest checkpoint.
+    """The model or adapter file of `source`: a file itself, a checkpoint, or a run's newest checkpoint.
 
     Args:
-        weights: ema is the average where there is one.
+        weights: `ema` is the average, if there is one.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no such file.
     """
     if source.is_file():
         return source
@@ -194,7 +194,7 @@ def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint, renamed first: a kill in the middle leaves no half folder under its name."""
+    """Delete a checkpoint. It is renamed first, so that a kill leaves no partial folder under its name."""
     if folder.exists():
         doomed = folder.with_name(f"{folder.name}.old.tmp")
         folder.rename(doomed)

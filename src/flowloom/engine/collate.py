@@ -1,4 +1,4 @@
-"""A loaded batch to the samples of its updates: encoded, with noise levels and paired noise."""
+"""From a loaded batch to the samples of its updates: encoded, with noise levels and paired noise."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from flowloom.models.family import Conditioning, Grid
 
 
 def prepare(state: TrainState, loaded: SampleBatch, encoders: Encoders) -> LatentBatch:
-    """The whole loaded batch, ready for the network.
+    """The complete loaded batch, ready for the network.
 
-    Noise and noise levels are functions of (seed, epoch, batch, rank): each rank has its own, and a
-    resumed run draws them again. Noises are paired with latents over all that this rank has of the batch,
-    before it is cut into updates and micro-batches.
+    Noise and noise levels are functions of (seed, epoch, batch, rank): they differ between ranks, and a
+    resumed run draws the same ones. Noise is paired with latents over this rank's whole part of the batch,
+    before it is split into updates and micro-batches.
     """
     if not loaded.samples:
         return _nothing(encoders.device)
@@ -38,7 +38,7 @@ def prepare(state: TrainState, loaded: SampleBatch, encoders: Encoders) -> Laten
 
 
 def _nothing(device: torch.device) -> LatentBatch:
-    """The part of a rank that got no row: the batch has fewer than there are ranks, or none could be read."""
+    """The empty part of a rank: the batch has fewer rows than there are ranks, or none could be read."""
     none, tokens = torch.zeros(0, device=device), torch.zeros(0, 0, 0, device=device)
     return LatentBatch(tokens, tokens, none, [], [], none.bool(), none, (0, 0))
 
@@ -80,7 +80,7 @@ def _token_weight(loaded: SampleBatch, grid: Grid, patch: int, device: torch.dev
     width, height = loaded.size
     everything = np.full((height, width), 255, np.uint8)
     planes = torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
-    # Latents of a token, each of so many pixels.
+    # Latents per token, and pixels per latent.
     sides = patch * (height // grid[0]), patch * (width // grid[1])
     weight = nn.functional.avg_pool2d(planes[:, None].double() / 255, sides)
     return sent(weight.flatten(1).float(), device)

@@ -11,7 +11,7 @@ from flowloom.engine.stopping import StopSignals
 from flowloom.run.directory import RunDir
 
 SECONDS_BETWEEN_CHECKS = 1.0
-"""Of the run directory, which may have been deleted."""
+"""Of the check that the run directory still exists."""
 
 
 class Requests(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run takes on the disk: its checkpoints, by the rule that keeps them, and its caches."""
+"""Disk space of a run: the checkpoints that it keeps, and its caches."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def disk(
     runs_dir: Path,
     steps: int | None,
 ) -> DiskReport:
-    """Bytes by part, how many checkpoints stay, and whether there is room.
+    """Bytes by part, the number of checkpoints that are kept, and whether they fit.
 
     Args:
-        data: the preflight's: `pixels`, `mean_text_tokens` and `distinct_captions` are read.
-        steps: of the run; None where it has no end.
+        data: `pixels`, `mean_text_tokens` and `distinct_captions` are read.
+        steps: of the run; None without a limit.
     """
     each = checkpoint_bytes(config, networks, device)
     text_tokens = round((data.mean_text_tokens or 0) * (data.distinct_captions or 0))
@@ -55,8 +55,8 @@ def disk(
 
 
 def _most_at_once(config: RunConfig, kept: int | None, saves: int | None) -> int:
-    """Checkpoints on the disk at the worst moment: where a number is kept, one more is written before the
-    oldest goes."""
+    """The largest number of checkpoints on the disk: with a limit, one more is written before the oldest
+    is deleted."""
     if kept is None:
         return 1
     is_auto = config.checkpoint.keep_last == "auto"
@@ -79,7 +79,7 @@ def _kept_text(config: RunConfig, each: int, kept: int | None, saves: int | None
 
 
 def disk_changes(found: DiskReport, config: RunConfig) -> Iterator[Change]:
-    """Keys to set where the disk has no room."""
+    """Keys to change if the disk is too small."""
     keep_last, room = config.checkpoint.keep_last, found.free // max(found.checkpoint, 1) - 1
     if found.fits:
         return
@@ -91,5 +91,5 @@ def disk_changes(found: DiskReport, config: RunConfig) -> Iterator[Change]:
 
 
 def disk_hint(found: DiskReport) -> str:
-    """The disk that the run needs."""
+    """A hint on the disk that the run needs."""
     return f"Or name a disk with {found.total / GB:.1f} GB free by --runs-dir."

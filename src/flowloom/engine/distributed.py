@@ -1,4 +1,4 @@
-"""Ranks: one process a device, started by torchrun; alone, every operation here does nothing."""
+"""Ranks: one process per device, started by torchrun; with a single process these operations do nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=3)
-"""For the first rank, which alone draws pictures and validates. A rank that dies ends the others at once."""
+"""Time to wait for the first rank, which alone generates previews and validates. If a rank dies, the others
+end at once."""
 
 TRANSFER_BYTES = 2**28
-"""Of gradients sent together: enough to fill a link, and little memory for their copy."""
+"""Bytes of gradients sent together: enough to use the link, with little memory for their copy."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes the run directory."""
+        """True for the rank that writes the run directory."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -57,10 +58,10 @@ class Ranks:
                 gradient.copy_(piece.view_as(gradient))
 
     def total(self, *values: float) -> tuple[float, ...]:
-        """The sum of each value over all ranks: they must stop, save and draw at the same step."""
+        """The sum of each value over all ranks, which must stop, save and preview at the same step."""
         if self.size == 1:
             return values
-        # On the CPU, by gloo: asking the GPU would wait for it at every step.
+        # On the CPU, by gloo: a GPU collective would synchronize at every step.
         all_values = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(all_values)
         return tuple(all_values.tolist())

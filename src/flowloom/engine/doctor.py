@@ -1,4 +1,4 @@
-"""`flowloom doctor`: what this machine has and lacks, in a few lines."""
+"""`flowloom doctor`: the state of this machine, in a few lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PORT, LOOPBACK = 7860, "127.0.0.1"
 
 
 class Finding(NamedTuple):
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     text: str
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def examine(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
-    """Python, torch, the device, packages, trainers beside our own, secrets, disk, and a studio's port."""
+    """Python, torch, the device, packages, other trainers, secrets, disk, and the studio's port."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     return [
         Finding("flowloom", flowloom.__version__),
@@ -61,7 +61,7 @@ def examine(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
 
 
 def trainer_findings(trainer: str) -> list[Finding]:
-    """The checkouts of a trainer beside our own, a line each; none of our own."""
+    """The checkouts of another trainer, one line each; nothing for our engine."""
     if ALL[trainer].writes_events:
         return []
     return [
@@ -87,7 +87,7 @@ def _torch() -> list[Finding]:
     if torch.backends.mps.is_available():
         found.append(Finding("device", "mps"))
     if len(found) == 1:
-        found.append(Finding("device", "cpu only: small networks train, the 8.9B one wants a GPU"))
+        found.append(Finding("device", "cpu only: small networks train, the 8.9B one needs a GPU"))
     return found
 
 
@@ -123,7 +123,7 @@ def _disk() -> Finding:
 
 
 def port_finding(port: int = PORT, host: str = LOOPBACK) -> Finding:
-    """Whether a studio can listen on `port` of `host`, or does already."""
+    """True if a studio can listen on `port` of `host`, or already does."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -133,22 +133,22 @@ def port_finding(port: int = PORT, host: str = LOOPBACK) -> Finding:
         else:
             return Finding("port", f"{port} is free")
     try:
-        direct = build_opener(ProxyHandler({}))  # a proxy of the environment knows nothing of this machine
+        direct = build_opener(ProxyHandler({}))  # the environment's proxy does not reach this machine
         with direct.open(f"http://{_reached_at(host)}:{port}/api/health", timeout=2) as answer:
             version = json.load(answer)["version"]
     except (OSError, ValueError, LookupError, TypeError, HTTPException):
-        return Finding("port", f"{port}: {reason}: flowloom up --port N listens on another", is_well=False)
-    return Finding("port", f"{port}: a studio answers, flowloom {version}")
+        return Finding("port", f"{port}: {reason}: choose another with flowloom up --port N", is_well=False)
+    return Finding("port", f"{port}: a studio is running, flowloom {version}")
 
 
 def _reached_at(host: str) -> str:
-    """Where this machine reaches what listens at `host`, as an address has it."""
+    """The address at which this machine reaches a server that listens at `host`."""
     here = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
     return f"[{here}]" if ":" in here else here
 
 
 def main() -> None:
-    """The findings as a line of JSON, for the studio at this port and host, which imports none of this."""
+    """The findings as a line of JSON, for the studio at this port and host, which does not import torch."""
     port, host = sys.argv[1:]
     sys.stdout.write(json.dumps([finding._asdict() for finding in examine(int(port), host)]) + "\n")
 

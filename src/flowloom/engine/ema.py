@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 AT_ONCE = 16
-"""Weights averaged at a time: of bfloat16 ones, copies in float32 take memory meanwhile."""
+"""Weights averaged at a time; bfloat16 weights need float32 copies meanwhile."""
 
 
 class Ema:
     """Shadow weights in float32: shadow <- decay * shadow + (1 - decay) * weight.
 
-    In bfloat16 a decay of 0.9999 would round every update away, hence float32 whatever the weights are.
-    A weight joins when it is first trained; under rotation it stays and goes on following.
+    In bfloat16 a decay of 0.9999 would round every update away, hence always float32.
+    A weight joins when it is first trained; under rotation it stays and continues to follow.
     """
 
     def __init__(self, decay: float, on_cpu: bool):
@@ -25,12 +25,12 @@ class Ema:
         self.shadow: dict[str, Tensor] = {}
 
     def decay_at(self, step: int) -> float:
-        """The decay at `step`: short at first, so that the initial weights are soon forgotten."""
+        """The decay at `step`: small at first, so that the initial weights are soon forgotten."""
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def follow(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Take in weights that are not followed yet, as they are now."""
+        """Add weights that are not followed yet, with their current values."""
         for name, weight in weights.items():
             if name not in self.shadow:
                 device = torch.device("cpu") if self.on_cpu else weight.device
@@ -47,7 +47,7 @@ class Ema:
 
     @contextmanager
     def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Generator[None]:
-        """The averaged weights in place of the trained ones for the length of a `with`."""
+        """Put the averaged weights in place of the trained ones, within a `with` block."""
         # In place: streamed weights have a fixed place in host memory.
         kept = {name: weights[name].data.clone() for name in self.shadow}
         try:

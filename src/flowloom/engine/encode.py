@@ -1,4 +1,4 @@
-"""Images and captions to latents and text states, encoded once where they may be kept."""
+"""Images and captions to latents and text states, encoded once where a cache is allowed."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Encodings(NamedTuple):
     """The encoded images and captions of a batch, on the CPU."""
 
     latents: Tensor
-    """(B, L, D) float32 packed."""
+    """(B, L, D) float32, packed."""
     grid: Grid
     """Height and width of the latent planes before they were packed."""
     texts: list[Conditioning]
     """The named tensors of each of B captions."""
     text_lengths: list[int]
-    """What each caption itself needs of its states: all of them, but for FLOW's mask."""
+    """The number of states that each caption uses: all, except with FLOW's mask."""
 
 
 class Encoders:
-    """The frozen networks in front of the trained one, each opened when something is not kept yet.
+    """The frozen networks before the trained one, each opened for the first cache miss.
 
-    On a CPU every image and caption is encoded alone: the size of an encoder's batch changes the last
-    bits of its result, and a resumed run must see the same latents as one that never stopped.
+    On a CPU every image and caption is encoded alone: the batch size changes the last bits of an encoder's
+    result, and a resumed run must see the same latents as an uninterrupted one.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Encoders:
         return self._autoencoder.is_open, self._text_encoder.is_open
 
     def free(self, *, autoencoder: bool = True, text_encoder: bool = True) -> None:
-        """Put away the networks whose results outlive the process; they come back when they are needed."""
+        """Free the networks whose results are kept on disk; they are opened again when needed."""
         if autoencoder and self.caches.latents.is_lasting:
             self._autoencoder.free()
         if text_encoder and self.caches.texts.is_lasting:
@@ -90,7 +90,7 @@ class Encoders:
 
     @contextmanager
     def borrowed(self) -> Generator[None]:
-        """What is opened inside, for a preview say, is put away at the end."""
+        """Free at the end the networks that were opened inside, for a preview for example."""
         autoencoder, text_encoder = self.open_now
         try:
             yield
@@ -98,7 +98,7 @@ class Encoders:
             self.free(autoencoder=not autoencoder, text_encoder=not text_encoder)
 
     def begin_epoch(self) -> None:
-        """What the last epoch encoded becomes readable for all ranks, and the networks go until missed."""
+        """Share the last epoch's encodings with all ranks, and free the networks until they are needed."""
         self.caches.latents.share()
         self.caches.texts.share()
         self.free()
@@ -120,10 +120,10 @@ class Encoders:
         return Encodings(latents, grid, texts, [len(text["states"]) for text in texts])
 
     def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
-        """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
+        """The autoencoder's output for each sample: (C, h, w), or mean and log variance (2, C, h, w)."""
         subjects = [(sample.row, size) for sample in samples]
         known = [sample.latents for sample in samples]
-        # Since a sample was loaded, an earlier batch may have encoded its image.
+        # An earlier batch may have encoded the image since the sample was loaded.
         unknown = [i for i, planes in enumerate(known) if planes is None]
         for i, planes in zip(unknown, self.caches.latents.get([subjects[i] for i in unknown]), strict=True):
             known[i] = planes
@@ -145,7 +145,7 @@ class Encoders:
         return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()
 
     def _drawn(self, batch: SampleBatch, planes: list[Tensor]) -> Tensor:
-        """(B, C, h, w): the mean, or a draw of its own for every time that a row is shown."""
+        """(B, C, h, w): the mean, or a random draw for every time that a row is shown."""
         if not self.draws:
             return torch.stack(planes)
         drawn = []
@@ -157,7 +157,7 @@ class Encoders:
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> list[Conditioning]:
-        """The conditioning of each caption, encoded where it is not kept yet."""
+        """The conditioning of each caption, encoded if it is not cached."""
         unique = list(dict.fromkeys(captions))
         found = dict(zip(unique, self.caches.texts.get(unique), strict=True))
         missing = [caption for caption, text in found.items() if text is None]
@@ -171,12 +171,12 @@ class Encoders:
         return {name: _finite(tensor.cpu(), caption, self._paths["text"]) for name, tensor in text.items()}
 
     def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Conditioning]:
-        """`texts` of prompts that are cut at `max_length` tokens; None: where captions are."""
+        """`texts` of prompts, truncated to `max_length` tokens; None: to the length of captions."""
         wanted = self.max_length if max_length is None else max_length
         whole = self.texts(prompts)
         if wanted == self.max_length:
             return whole
-        # What is shorter than both was not cut, and may come from the cache.
+        # A text shorter than both was not truncated and may come from the cache.
         limit = min(wanted, self.max_length)
         return [
             text
@@ -187,7 +187,7 @@ class Encoders:
 
 
 def _finite(encoded: Tensor, subject: str, path: str) -> Tensor:
-    """`encoded` as it is: a NaN would go into the cache, and from there into every later run.
+    """Return `encoded` if it is finite: a NaN in the cache would spoil every later run.
 
     Raises:
         WeightsError: it holds a NaN or an infinity.
@@ -195,15 +195,15 @@ def _finite(encoded: Tensor, subject: str, path: str) -> Tensor:
     if torch.isfinite(encoded).all():
         return encoded
     raise WeightsError(
-        f"{path}: what it makes of {subject[:80]!r} holds a NaN or an infinity. The file is damaged, or made "
-        "for another number format: get it again, or choose another."
+        f"{path}: its output for {subject[:80]!r} holds a NaN or an infinity. The file is damaged, or made "
+        "for another number format: download it again, or choose another."
     )
 
 
 def _pixels(sample: Sample) -> np.ndarray:
     if sample.pixels is None:
         raise CacheError(
-            f"{sample.filename}: its latents went out of the cache while it was in use. Let nobody prune a "
-            "cache that is trained from, then resume the run."
+            f"{sample.filename}: its latents were removed from the cache during the run. Do not prune a "
+            "cache that is in use, then resume the run."
         )
     return sample.pixels

@@ -1,4 +1,4 @@
-"""`flowloom export`: a run's adapter in the form that another program loads, or inside its base."""
+"""`flowloom export`: a run's adapter in another program's format, or merged into its base."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def export_adapter(
     weights: Literal["ema", "raw"] = "ema",
     base: Path | None = None,
 ) -> list[str]:
-    """Write the adapter of `source`, a run, checkpoint or adapter file, by the names of `form`.
+    """Write the adapter of `source` (a run, checkpoint or adapter file) in the format `form`.
 
     Args:
         base: the base model, which only some conversions of a DoRA need; None: the run's.
 
     Returns:
-        what the user should know of the adapter that was read.
+        notes for the user on the adapter.
 
     Raises:
         RunError: `source` holds no adapter.
-        WeightsError: the file is no adapter that we know, or takes a base model that is not here.
+        WeightsError: the file is no known adapter, or needs a base model that is missing.
     """
     base = base or base_around(source)
     family = _family(source, base)
@@ -62,7 +62,7 @@ def _family(source: Path, base: Path | None) -> ModelFamily | None:
 
 
 def _weight_of(base: Path) -> BaseWeight:
-    opened = cache(detect(base).open_weights)  # not before a weight is needed: most exports need none
+    opened = cache(detect(base).open_weights)  # when a weight is needed: most exports need none
 
     def weight(layer: str) -> Tensor:
         try:
@@ -84,19 +84,19 @@ def merge_adapter(
     """Write `base` with the adapter of `source` in it, at `strength`; see `merge` for `on_tensor`.
 
     Args:
-        base: None: what the run of `source` was trained on.
+        base: the base model; None: the base of `source`'s run.
 
     Returns:
-        what the user should know of the adapter that was read.
+        notes for the user on the adapter.
 
     Raises:
-        RunError: `source` holds no adapter, or nothing says what it was trained on.
+        RunError: `source` holds no adapter, or its base is unknown.
         WeightsError: the adapter does not fit the base.
     """
     base = base or base_around(source)
     path = _find_adapter(source, weights, _family(source, base))
     if base is None:
-        raise RunError(f"{path} does not say what it was trained on: name the base model with --base FILE.")
+        raise RunError(f"the base model of {path} is unknown: name it with --base FILE.")
     unfit = unfit_base(base)
     if unfit:
         raise WeightsError(unfit)
@@ -106,7 +106,7 @@ def merge_adapter(
 def _find_adapter(source: Path, weights: Literal["ema", "raw"], family: ModelFamily | None) -> Path:
     path = checkpoint.find_weights(source, weights)
     if path != source and path.name in (checkpoint.MODEL, checkpoint.EMA_MODEL):
-        raise RunError(f"{source} holds a whole model, which needs no export: {path} loads as it is.")
+        raise RunError(f"{source} holds a complete model, which needs no export: load {path}.")
     unfit = unfit_adapter(path, family)
     if unfit:
         raise WeightsError(unfit)

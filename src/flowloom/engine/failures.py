@@ -26,7 +26,7 @@ COMPILERS = ("torch._dynamo", "torch._inductor")
 
 
 def explained(error: Exception, run_dir: RunDir) -> FlowloomError:
-    """The error as one of ours, with its hint; the text of others is cut to one line, log.txt has it all."""
+    """Return the error as one of ours, with a hint; others are cut to one line, log.txt has the rest."""
     failure = _as_ours(error, run_dir)
     failure.hint = failure.hint or hint(failure, run_dir)
     return failure
@@ -56,19 +56,19 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
 
 
 def _damaged_base(run_dir: RunDir) -> WeightsError | None:
-    """What is wrong with the base model of a run whose first loss is not finite; None: nothing is."""
+    """The fault of the base model in a run whose first loss is not finite; None if it has none."""
     path = run_dir.read_config().model.network_path
     for name, weight in open_weights(path).items():
         if not torch.isfinite(weight.float()).all():
             return WeightsError(
                 f"{path}: its weight {name} holds a NaN or an infinity, so every loss does. The file is "
-                "damaged, or its training went wrong: get it again, or choose another model."
+                "damaged, or its training diverged: download it again, or choose another model."
             )
     return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it came from, the first one last."""
+    """The error and its causes, the first cause last."""
     seen: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in seen:
@@ -85,7 +85,7 @@ def _compiler_line(causes: list[BaseException]) -> str:
 
 
 def hint(failure: FlowloomError, run_dir: RunDir) -> str:
-    """What to do after `failure`: from which checkpoint the run continues, or that there is none."""
+    """A hint after `failure`: the checkpoint that the run continues from, or that there is none."""
     checkpoints = run_dir.checkpoints()
     names = [folder.name for folder in checkpoints]
     resume = f"'flowloom resume {run_dir.path}' (or the button on the run's page)"

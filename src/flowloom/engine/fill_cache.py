@@ -1,4 +1,4 @@
-"""`flowloom cache`: fills the cache before a run, tells what it holds, checks and prunes it."""
+"""`flowloom cache`: fill the cache before a run, list its content, check and prune it."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from flowloom.models.device import choose_device, encoder_dtype
 
 CAPTIONS_AT_A_TIME = 256
 NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-"""What the system says of names that lead to no file."""
+"""Error numbers of names that lead to no file."""
 OnProgress = Callable[[str, int, int], None]
-"""Told what is encoded now, how many of how many are done."""
+"""Called with what is encoded, the number done, and the total."""
 
 
 @dataclass
 class Filled:
-    """What filling did."""
+    """The result of filling."""
 
     images: int = 0
     captions: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    """The JSONLs that the skipped rows are lines of, by number of the data set."""
+    """The JSONLs of the skipped rows, by number of the dataset."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the main thread by stage: reading images (waiting for the threads that decode), VAE, reading
-    captions, text encoder, writing."""
+    """Of the main thread by stage: reading images (waiting for the decoding threads), VAE, reading captions,
+    text encoder, writing."""
     full: str | None = None
-    """Why not everything was taken in."""
+    """The reason why not everything was cached."""
 
     @property
     def slowest(self) -> tuple[str, float]:
-        """The stage that took longest, and its share of all the time."""
+        """The slowest stage, and its share of the time."""
         stage = max(self.seconds, key=lambda name: self.seconds[name])
         return stage, self.seconds[stage] / max(sum(self.seconds.values()), 1e-9)
 
 
 class _Clock:
-    """Seconds by stage; what the cache spent writing counts as a stage of its own."""
+    """Seconds by stage; the cache's writing is a separate stage."""
 
     def __init__(self, seconds: dict[str, float], cache: Cache):
         self._seconds = seconds
@@ -67,7 +67,7 @@ class _Clock:
         self._last, self._written = time.perf_counter(), cache.writing_s
 
     def lap(self, stage: str) -> None:
-        """What passed since the last lap was `stage`, or writing."""
+        """Count the time since the last lap as `stage`, less the time spent writing."""
         now, written = time.perf_counter(), self._cache.writing_s
         writing = written - self._written
         for name, seconds in ((stage, now - self._last - writing), ("writing", writing)):
@@ -82,7 +82,7 @@ def fill(
     rank: int = 0,
     world_size: int = 1,
 ) -> Filled:
-    """Encode what the run that `config` describes needs and the cache lacks.
+    """Encode everything that the run in `config` needs and the cache does not hold.
 
     First images, then captions: the VAE and the text encoder are never in memory together. Each of several
     ranks encodes its share, into separate shards.
@@ -115,7 +115,7 @@ def fill(
 
 def _require_disk(config: RunConfig) -> None:
     if not config.cache.is_on_disk:
-        message = 'is neither "disk" for latents nor for text: set cache.latents, cache.text or both.'
+        message = 'is "disk" neither for latents nor for text: set cache.latents, cache.text or both.'
         raise ConfigError("the configuration", [Problem("cache", message)])
 
 
@@ -163,7 +163,7 @@ def _loader(
     data = config.dataloader
     rank, world_size = place
     return Loader(
-        # Every row once, also those that do not come every epoch.
+        # Every row once, even those that are not part of every epoch.
         dataset=replace(dataset, batching=DEFAULT_BATCHING),
         rules=PLAIN,
         seed=0,
@@ -195,7 +195,7 @@ def _fill_texts(
     def missing() -> Iterator[str]:
         for row, caption in captions_shown(config, dataset):
             key, _ = cache.key_of(caption)
-            # By their keys, so that no two ranks encode the same caption.
+            # Split by key, so that no two ranks encode the same caption.
             if key in seen or key[0] % world_size != rank:
                 continue
             seen.add(key)
@@ -225,30 +225,30 @@ def captions_shown(config: RunConfig, dataset: Dataset) -> Iterator[tuple[int, s
 
 
 def stats(config: RunConfig) -> Stats:
-    """What the cache in `cache.dir` holds."""
+    """The content of the cache in `cache.dir`."""
     return open_cache(config).stats()
 
 
 def verify(config: RunConfig) -> Iterator[str]:
-    """Read every record; what is wrong with which."""
+    """Read every record and return the damaged ones."""
     return open_cache(config).verify()
 
 
 class Pruned(NamedTuple):
-    """What pruning did."""
+    """The result of pruning."""
 
     dropped: int
     """Records."""
     stay: int
     unjudged: str
-    """Why no latents were dropped: an image that could not be looked at, such as one whose store is down."""
+    """The reason why no latents were dropped: an image that could not be checked (its store is down)."""
 
 
 def prune(configs: Sequence[RunConfig]) -> Pruned:
-    """Drop what none of `configs` uses, all of one cache.
+    """Drop the records that none of `configs` uses; all name the same cache.
 
-    What an image's latents are filed under follows from its content. Where one image cannot be looked at, any
-    of them may be its own, and all stay.
+    The key of latents depends on the image's content. If one image cannot be read, any record may be its
+    latents, so all of them are kept.
 
     Raises:
         ConfigError: they name several caches.
@@ -270,14 +270,14 @@ def prune(configs: Sequence[RunConfig]) -> Pruned:
 
 
 class _Unjudged(Exception):
-    """An image is neither there nor gone."""
+    """An image can be neither read nor known to be deleted."""
 
 
 def _caches(config: RunConfig, cache: Cache) -> tuple[Dataset, EncodingCaches]:
     device = choose_device(config.parallel.device)
     dtype = encoder_dtype(device)
     dataset = load_dataset(config)
-    # A store that is down is not waited for: what cannot be judged stays.
+    # Do not wait for a store that is down: records that cannot be judged are kept.
     images = ImageSource(config.storage.model_copy(update={"patience_minutes": 0.0}))
     return dataset, open_encoding_caches(config, dataset, dtype, cache, images)
 
@@ -286,7 +286,7 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     """Keys of the latents that `config` uses.
 
     Raises:
-        _Unjudged: an image cannot be looked at.
+        _Unjudged: an image cannot be checked.
     """
     dataset, (latents, _) = _caches(config, cache)
     if not isinstance(latents, PersistentCache):
@@ -303,13 +303,13 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
 
 
 def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
-    """Whether the image of `row`, which could not be read, is no longer there; then it keeps nothing."""
+    """True if the unreadable image of `row` no longer exists; then no record is kept for it."""
     cause = error if isinstance(error, SourceError) else error.__cause__
     if isinstance(cause, Denied | Unavailable):
         return False
     if isinstance(cause, OSError):
         return cause.errno in NO_SUCH_FILE
-    # Where the whole folder is away, a disk is not mounted, say.
+    # If the whole folder is missing, a disk may not be mounted.
     return ImageSource.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Whether all that a checkpoint holds is finite: a NaN that is saved comes back at every resume."""
+"""A check that a checkpoint is finite: a saved NaN would return at every resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from flowloom.engine.state import TrainState
 
 AT_ONCE = 256
-"""Tensors whose answers are read from the device together."""
+"""Tensors whose results are read from the device together."""
 
 
 def not_finite(state: TrainState) -> str | None:
@@ -31,7 +31,7 @@ def _first(pending: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _kept(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of real numbers that a checkpoint of `state` holds, by what it is."""
+    """Every floating-point tensor that a checkpoint of `state` holds, by its description."""
     for name, weight in state.weights.items():
         yield from _real(f"the weight {name}", weight.detach())
     for name, shadow in (state.ema.shadow if state.ema else {}).items():

@@ -1,4 +1,4 @@
-"""Training without the encoders: whether the cache on disk has what files that are gone would give."""
+"""Training without encoder files: a check that the cache on disk holds all of their output."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from flowloom.errors import FlowloomError, ImageError, SourceError
 from flowloom.models.device import choose_device, encoder_dtype
 from flowloom.models.family import family_for
 
-LOOKED_AT = 500
-"""Rows."""
+ROWS_CHECKED = 500
 META = torch.device("meta")
-"""Where tensors have a shape and no numbers: what fits there fits anywhere."""
+"""Tensors here have a shape and no data, so networks of any size fit."""
 
 
 def encoder_keys(config: RunConfig) -> list[str]:
@@ -34,10 +33,10 @@ def encoder_keys(config: RunConfig) -> list[str]:
 
 
 def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
-    """The encoder at `key`, without numbers; None where it cannot be opened and a cache may stand in for it.
+    """The encoder at `key`, on the meta device; None if it cannot be opened and a cache may replace it.
 
     Raises:
-        FlowloomError: it cannot be opened, and no cache can.
+        FlowloomError: it cannot be opened, and no cache may replace it.
     """
     try:
         return family_for(config.model).encoders(config.model)[key](META, torch.float32)
@@ -47,10 +46,9 @@ def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
         return None
 
 
-def lacking(config: RunConfig, dataset: Dataset, key: str) -> str:
-    """What the cache lacks of the things that the encoder at `key` gives, for rows from all over `dataset`.
-
-    Empty where it lacks nothing.
+def missing_from_cache(config: RunConfig, dataset: Dataset, key: str) -> str:
+    """A sentence on the records missing in the cache of the encoder at `key`, checked for rows spread over
+    `dataset`; empty if none is missing.
     """
     folder = config.cache.dir
     if "://" not in folder and not Path(folder).is_dir():
@@ -72,14 +70,14 @@ def lacking(config: RunConfig, dataset: Dataset, key: str) -> str:
     if all(found):
         return ""
     what = "latents" if role == "latents" else "caption states"
-    return f"the cache in {folder} lacks {found.count(False):,} of {len(found):,} {what} looked for."
+    return f"{found.count(False):,} of {len(found):,} checked {what} are missing in the cache in {folder}."
 
 
 def _is_known(cache: PersistentCache[Any] | ConditioningCache, subject: Any) -> bool:
     try:
         return cache.knows(subject)
     except ImageError:
-        # An image that is gone is a row that is skipped; its latents are not missed.
+        # The row of a deleted image is skipped, so its latents are not needed.
         return True
 
 
@@ -93,9 +91,9 @@ def _captions(config: RunConfig, dataset: Dataset) -> Iterator[str]:
 
 
 def _some_rows(dataset: Dataset) -> Dataset:
-    """At most `LOOKED_AT` rows of `dataset`, from all of it."""
+    """At most `ROWS_CHECKED` rows of `dataset`, from all of it."""
     used = np.flatnonzero(dataset.row_buckets != LEFT_OUT)
-    chosen = used[np.linspace(0, len(used) - 1, min(len(used), LOOKED_AT)).astype(int)]
+    chosen = used[np.linspace(0, len(used) - 1, min(len(used), ROWS_CHECKED)).astype(int)]
     row_buckets = np.full_like(dataset.row_buckets, LEFT_OUT)
     row_buckets[chosen] = dataset.row_buckets[chosen]
     return replace(dataset, row_buckets=row_buckets)

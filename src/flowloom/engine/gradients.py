@@ -1,4 +1,4 @@
-"""Trained weights that get no gradient: they stay as they are, and the loss alone does not show it."""
+"""Trained weights that get no gradient: they do not change, and the loss alone does not show it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from flowloom.engine.state import TrainState
 from flowloom.models.family import family_of
 
 WATCHED_STEPS = 5
-"""An adapter's second factor gets one in the first step, its first factor in the second."""
+"""An adapter's second factor gets a gradient in the first step, its first factor in the second."""
 SHOWN = 3
 
 
 class Finding(NamedTuple):
-    """What a user should know of the gradients."""
+    """A warning about the gradients."""
 
     message: str
     hint: str
 
 
 class GradientWatch:
-    """Sees in the first steps of a session which of the trained weights ever get a gradient."""
+    """Records in a session's first steps which trained weights get a gradient."""
 
     def __init__(self, state: TrainState):
         self._state, self._rotation, self._num_steps = state, state.rotation, 0
@@ -42,7 +42,7 @@ class GradientWatch:
             self._seen[name] |= weight.grad.any()
 
     def after_step(self, *, is_last: bool = False) -> Finding | None:
-        """What the first steps have shown, once they are over; None before, and where all is well."""
+        """The warning after the first steps; None before, and if there is nothing to report."""
         self._num_steps += not is_last
         if not self._hooks or not self._num_steps or (self._num_steps < WATCHED_STEPS and not is_last):
             return None
@@ -52,7 +52,7 @@ class GradientWatch:
         flags = self._state.ranks.sum(torch.stack([flag.float() for flag in self._seen.values()]))
         missing = [name for name, got in zip(self._seen, flags.tolist(), strict=True) if not got]
         if self._state.adapter and self._num_steps == 1 and len(missing) < len(self._seen):
-            return None  # a first factor waits for the second, see WATCHED_STEPS
+            return None  # see WATCHED_STEPS on first factors
         return self._finding(missing) if missing else None
 
     def _finding(self, missing: list[str]) -> Finding:
@@ -72,9 +72,9 @@ class GradientWatch:
             )
         names = ", ".join(missing[:SHOWN]) + (", ..." if missing[SHOWN:] else "")
         return Finding(
-            f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps} and stay "
-            f"as they are: {names}.",
-            "Leave them out of lora.target_layers or training.trained_layer_keywords if they are not meant.",
+            f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps} and do "
+            f"not change: {names}.",
+            "Exclude them from lora.target_layers or training.trained_layer_keywords.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints to the hub as they are saved; what becomes of them turns up among the events."""
+"""Upload of checkpoints to the hub as they are saved; the results are events of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowloom.storage.hub_upload import Uploaded, Uploader
 
 
 class HubUploads:
-    """Follows a run's events like a tracker: every `saved` one is an upload. No failure ends the run."""
+    """Follows a run's events like a tracker and uploads at each `saved`. No failure ends the run."""
 
     def __init__(self, repo_id: str, is_private: bool, run_dir: Path, emit: Callable[..., None]):
         self.run_dir = run_dir
@@ -22,7 +22,7 @@ class HubUploads:
         try:
             scratch_dir = run_dir / "uploads"
             scratch_dir.mkdir(exist_ok=True)
-            # The uploader's thread must not write events: it leaves its results for the next event's turn.
+            # The uploader's thread must not write events: its results wait for the next event.
             self._uploader = Uploader(repo_id, scratch_dir, self._results.put, is_private=is_private)
         except ConfigError as error:
             self._give_up(" ".join(problem.text for problem in error.problems))
@@ -30,12 +30,12 @@ class HubUploads:
             self._give_up(str(error))
 
     def log(self, event: dict[str, Any]) -> None:
-        """Upload what was saved, and emit what became of earlier uploads."""
+        """Upload a saved checkpoint, and emit the results of earlier uploads."""
         if self._uploader is None:
             return
         if event["kind"] == "saved":
             try:
-                # Here and now: the checkpoint may be deleted before the uploader comes to it.
+                # Synchronously: the checkpoint may be deleted before the uploader reads it.
                 self._uploader.submit(self.run_dir / event["dir"])
             except OSError as error:
                 self.emit("warning", message=f"{event['dir']} is not uploaded: {one_line(str(error))}.")
@@ -43,7 +43,7 @@ class HubUploads:
             self._say_results()
 
     def close(self) -> None:
-        """Wait for the uploads under way, as long as they may take; the event file is still open."""
+        """Wait for the uploads in progress, up to their time limit; the event file is still open."""
         if self._uploader is None:
             return
         waiting = self._uploader.close(wait=True)
@@ -60,7 +60,7 @@ class HubUploads:
         self.emit(
             "warning",
             message=f"hub: {one_line(reason)}",
-            hint="The run goes on without uploads; its checkpoints are on this machine.",
+            hint="The run continues without uploads; its checkpoints are on this machine.",
         )
 
     def _say_results(self) -> None:

@@ -1,4 +1,4 @@
-"""A network that is opened when it is first needed, and may be put away again."""
+"""A network that is opened when it is first needed, and can be freed again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """What `opening` makes, from the first `get` until `free`."""
+    """The result of `opening`, held from the first `get` until `free`."""
 
     def __init__(self, opening: Callable[[], T]):
         self._opening = opening
@@ -21,7 +21,7 @@ class Lazy(Generic[T]):
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes memory now."""
+        """True while it takes memory."""
         return self._thing is not None
 
     def get(self) -> T:
@@ -32,7 +32,7 @@ class Lazy(Generic[T]):
             return self._thing
 
     def free(self) -> None:
-        """Give its memory back; the next `get` opens it again."""
+        """Free its memory; the next `get` opens it again."""
         with self._lock:
             if self._thing is None:
                 return
@@ -42,7 +42,7 @@ class Lazy(Generic[T]):
 
 
 def opened(thing: T) -> Lazy[T]:
-    """`thing`, which is there already."""
+    """A `Lazy` that already holds `thing`."""
     lazily = Lazy(lambda: thing)
     lazily.get()
     return lazily

@@ -7,7 +7,7 @@ import math
 from flowloom.config.run import LrScheduleSection, RunConfig
 
 WARMUP_START = 0.05
-"""FLOW's warm-up climbs from this share of the learning rate."""
+"""FLOW's warm-up starts at this share of the learning rate."""
 
 
 def lr_factor(

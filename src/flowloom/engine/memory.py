@@ -1,4 +1,4 @@
-"""What a step holds in memory, by part, and how many blocks must recompute for it to fit."""
+"""Memory of a step by part, and the number of blocks that must recompute for it to fit."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from flowloom.models.family import Sizes, family_for, image_tokens
 T = TypeVar("T")
 
 ELEMENTS_PER_TOKEN = 25
-"""Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
+"""Activations that one block saves per token for its backward pass, in multiples of hidden_size. Measured."""
 HEADROOM = 0.85
-"""Share of the free memory to plan with: fragmentation and workspaces take the rest."""
+"""Share of the free memory to plan with; the rest is for fragmentation and workspaces."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.03, "adamw_bf16": 4.0, "adamw_lowbit": 2.03}
-"""Of both moments a trained parameter; block-wise scales are the odd part."""
+"""Bytes per trained parameter of both moments; the fractions are block-wise scales."""
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.516}
-"""A weight of a quantised base."""
+"""Bytes per weight of a quantized base."""
 
 
 def activation_bytes_per_block(params: Sizes, tokens: int, bytes_per_element: int) -> int:
-    """What one block keeps for a micro-batch of `tokens` tokens in all."""
+    """Bytes that one block saves for a micro-batch of `tokens` tokens in total."""
     return ELEMENTS_PER_TOKEN * params.hidden_size * tokens * bytes_per_element
 
 
 def activation_bytes(params: Sizes, tokens: int, recomputed: int, bytes_per_element: int) -> int:
-    """The most that all blocks keep at a time: `recomputed` ones their input alone.
+    """Peak bytes that all blocks save; the first `recomputed` ones save only their input.
 
-    These are the first ones: when one of them is made anew, those above it have been let go.
+    When one of these is recomputed, the activations of the later blocks have been freed.
     """
     blocks = params.num_blocks
     each = activation_bytes_per_block(params, tokens, bytes_per_element)
@@ -40,14 +40,14 @@ def activation_bytes(params: Sizes, tokens: int, recomputed: int, bytes_per_elem
 
 
 def micro_batch_tokens(config: RunConfig) -> int:
-    """Image and text tokens of a micro-batch at the largest resolution, captions half of the longest."""
+    """Image and text tokens of a micro-batch at the largest resolution, with captions of half the maximum."""
     family, longest = family_for(config.model), config.model.t5_max_length
     tokens = image_tokens(family, max(config.resolutions) ** 2) + family.text_length(longest // 2, longest)
     return config.training.train_minibatch * tokens
 
 
 def optimizer_bytes(config: RunConfig) -> float:
-    """Bytes of the optimizer's states a trained parameter."""
+    """Bytes of the optimizer's states per trained parameter."""
     usual = OPTIMIZER_BYTES.get(config.optimizer.kind, OPTIMIZER_BYTES["adamw"])
     return 1.06 if getattr(config.optimizer, "bits", None) == 4 else usual
 
@@ -67,7 +67,7 @@ def checkpointed_blocks(
     """The number of blocks that `memory.checkpointed_blocks` asks for; with `auto`, as few as fit.
 
     Args:
-        trained_bytes: bytes of the trained weights; gradients and AdamW's moments will take three times that.
+        trained_bytes: bytes of the trained weights; gradients and AdamW's moments take three times that.
     """
     room = HEADROOM * free_bytes(device) - 3 * trained_bytes
     return blocks_for_room(config, params, room, bytes_per_element)

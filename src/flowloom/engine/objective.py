@@ -1,4 +1,4 @@
-"""What the network learns: the velocity of the straight path from an image to noise."""
+"""The objective: the velocity of the straight path from image to noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LatentBatch:
     texts: list[Conditioning]
     """The named tensors of B captions; for FLOW's mask all states are of one length."""
     text_lengths: list[int]
-    """B numbers: the caption's own tokens and one more."""
+    """B numbers: the caption's tokens and one of padding."""
     is_captioned: Tensor
     """(B,) bool: False where the caption was dropped."""
     loss_weight: Tensor
@@ -38,7 +38,7 @@ class LatentBatch:
     grid: Grid
     """Height and width of the latents that were packed."""
     token_weight: Tensor | None = None
-    """(B, L) float32 in [0, 1]: how much of each token's place the loss counts; None: all of it."""
+    """(B, L) float32 in [0, 1]: the loss weight of each token; None: 1."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -66,7 +66,7 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class Objective:
-    """How a prediction is compared with the truth."""
+    """Settings of the loss."""
 
     quantile: Callable[[Tensor], Tensor]
     """Inverse CDF of the noise level's density: uniform numbers to noise levels."""
@@ -94,7 +94,7 @@ def density(config: RunConfig) -> Callable[[Tensor], Tensor]:
 
 
 def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) -> Tensor:
-    """The error of the velocity that `model` predicts, one number a sample, unweighted.
+    """The error of the velocity that `model` predicts, one number for each sample, unweighted.
 
     On the path x = (1 - t) * latents + t * noise the velocity dx/dt is noise - latents everywhere
     (Liu et al. 2022, arXiv:2209.03003). An x0 network predicts the latents instead, and both it and the
@@ -122,13 +122,13 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
     error = _errors(velocity(batch.texts), target.float(), objective.huber_delta)
     if batch.token_weight is None:
         return error.mean(dim=(1, 2))
-    # The mean over what counts: of a mask of ones, exactly the mean over everything.
+    # The weighted mean: with a mask of ones, exactly the plain mean.
     counted = batch.token_weight.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     return (error * batch.token_weight[:, :, None]).mean(dim=(1, 2)) / counted
 
 
 def _union(texts: Sequence[Conditioning], longest: int) -> list[Conditioning]:
-    """As much of every caption's states as the micro-batch's longest needs, all of one length."""
+    """Every caption's states, cut and padded to the length of the micro-batch's longest."""
     states = nn.utils.rnn.pad_sequence([text["states"][:longest] for text in texts], batch_first=True)
     return [{**text, "states": each} for text, each in zip(texts, states, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The position of a run, and how far that is from its end."""
+"""The position of a run, and its distance from the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowloom.config.run import RunConfig
 
 @dataclass
 class Position:
-    """How far a run is. The next update is number `update` of batch `batch` of `epoch`."""
+    """A run's progress. The next update is number `update` of batch `batch` of `epoch`."""
 
     step: int = 0
     """Optimizer updates made."""
@@ -28,7 +28,7 @@ class Position:
     loss_smooth: float | None = None
 
     def finish_update(self, num_updates: int, num_batches: int, batches_of: Callable[[int], int]) -> None:
-        """Move behind an update, the last of `num_updates` behind its `num_batches` batches.
+        """Advance by one update; the last of `num_updates` also advances by its `num_batches` batches.
 
         Args:
             batches_of: the number of batches of an epoch.

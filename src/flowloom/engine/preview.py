@@ -1,4 +1,4 @@
-"""Pictures from the network: previews during training, and `flowloom sample`."""
+"""Image generation: previews during training, and `flowloom sample`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flowloom.run.directory import RunDir
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How pictures are drawn."""
+    """Parameters of image generation."""
 
     width: int
     height: int
@@ -38,12 +38,12 @@ class SamplingParams:
     sampler: str = "euler"
     negative: str = ""
     max_tokens: int | None = None
-    """Where prompts are cut; None: where captions are."""
+    """Maximum length of prompts in tokens; None: that of captions."""
 
 
 @dataclass(frozen=True)
 class SampleGenerator:
-    """A network with its encoders, ready to draw."""
+    """A network with its encoders, ready to generate."""
 
     model: nn.Module
     encoders: Encoders
@@ -54,10 +54,10 @@ class SampleGenerator:
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], params: SamplingParams
     ) -> list[Image.Image]:
-        """One picture for each prompt, from the noise of its own seed; the same alone or in a batch.
+        """One image for each prompt and seed; the same alone or in a batch.
 
         The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
-        is shifted towards noise for larger pictures.
+        is shifted towards noise for larger images.
         """
         family, codec = family_of(self.model), self.encoders.autoencoder
         pixels = codec.factor * family.patch
@@ -70,8 +70,8 @@ class SampleGenerator:
         is_plain = [not uses_cfg(i, params.cfg, params.first_n_steps_wo_cfg) for i in range(params.steps)]
         start, sampler = sum(is_plain), SAMPLERS[params.sampler]
         with self.precision.autocast():
-            # Two fields, two runs of the sampler: one that looks ahead, or back at the step before, would
-            # carry guidance into steps that go without, and the lack of it into the next.
+            # Two fields, two runs of the sampler: multi-step samplers would carry guidance into the steps
+            # without it, and the other way round.
             x = sampler(plain, x, levels[: start + 1])
             x = sampler(with_cfg, x, levels[start:])
         return [self._decode(family.unpack(tokens, grid)) for tokens in x.split(1)]
@@ -104,7 +104,7 @@ class SampleGenerator:
 
 
 def sampling_params(section: InferenceSection, sampler: str) -> SamplingParams:
-    """How a FLOW inference section wants its pictures drawn."""
+    """The sampling parameters of a FLOW inference section."""
     width, height = section.image_dim
     return SamplingParams(
         width,
@@ -119,7 +119,7 @@ def sampling_params(section: InferenceSection, sampler: str) -> SamplingParams:
 
 
 def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSection]:
-    """The inference sections whose period ends at `step`; all of them when a preview was asked for."""
+    """The inference sections whose period ends at `step`; all of them when a preview was requested."""
     sections = [section for section in (config.inference, *config.extra_inference_config) if section]
     return [section for section in sections if asked or step % section.inference_every == 0]
 
@@ -131,9 +131,9 @@ def generate_previews(
     sections: Sequence[InferenceSection],
     batch_caption: str | None,
 ) -> Path:
-    """Draw what `sections` ask for into the sample folder of the current step, and return the folder.
+    """Generate the previews of `sections` into the sample folder of the current step; return the folder.
 
-    Each picture's seed depends on its place only, so that steps can be compared.
+    Each image's seed depends only on its position, so that steps can be compared.
     """
     final = run_dir.samples_dir(state.position.step)
     partial = final.with_name(f"{final.name}.tmp")
@@ -176,7 +176,7 @@ def generate_in_batches(
 
 
 def averaged(state: TrainState) -> AbstractContextManager[None]:
-    """The EMA weights in the network, where there are any and previews want them."""
+    """Put the EMA weights into the network, if there are any and previews use them."""
     if state.ema and state.config.preview.weights == "ema":
         return state.averaged()
     return nullcontext()

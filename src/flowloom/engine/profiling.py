@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-# The first step allocates and chooses kernels, which says nothing of the others.
+# The first step allocates and chooses kernels and is not typical of the others.
 FIRST_STEPS = schedule(wait=0, warmup=1, active=3, repeat=1)
 
 
 @contextmanager
 def step_profiler(trace_path: Path | None) -> Generator[Callable[[], None]]:
-    """A function to call after every step: steps 2 to 4 are written to `trace_path`; None: none are."""
+    """A function to call after every step; steps 2 to 4 are written to `trace_path`, none if that is None."""
     if trace_path is None:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""A run's events for a terminal: a line that moves while it trains, and one for each thing that happens."""
+"""A run's events for a terminal: a progress line, and one line for each other event."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Where the output is no terminal, as in a log file."""
+"""Seconds between progress lines if the output is no terminal, such as a log file."""
 MAX_SKIPPED_SHOWN = 5
 
 
 class Progress:
-    """Writes to `stream` what each event means."""
+    """Writes each event to `stream` as text."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -30,7 +30,7 @@ class Progress:
             self.say(LINES[event["kind"]](event))
 
     def move(self, line: str) -> None:
-        """Write a line in place of the moving one; where the output is no terminal, one every ten seconds."""
+        """Replace the progress line; if the output is no terminal, write one every ten seconds."""
         now = time.monotonic()
         if self.is_terminal:
             self.stream.write(f"\r{line}\x1b[K")
@@ -45,10 +45,10 @@ class Progress:
         if self._num_skipped <= MAX_SKIPPED_SHOWN:
             self.say(f"skipped    line {event['line']}, {event['file']}: {event['reason']}")
         elif self._num_skipped == MAX_SKIPPED_SHOWN + 1:
-            self.say("skipped    ... further ones are in events.jsonl")
+            self.say("skipped    ... see events.jsonl for the others")
 
     def say(self, line: str) -> None:
-        """Write a line that stays."""
+        """Write a permanent line."""
         if self._is_line_open:
             self.stream.write("\n")
             self._is_line_open = False
@@ -57,7 +57,7 @@ class Progress:
 
 
 def step_line(event: dict[str, Any]) -> str:
-    """The moving line: step, loss, speed, time left."""
+    """The progress line: step, loss, speed, time left."""
     eta = "" if event["eta_s"] is None else f"   {duration(event['eta_s'])} left"
     return (
         f"step {event['step']:>7,}   epoch {event['epoch'] + 1}   loss {event['loss_smooth']:.4f}   "
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def _started(event: dict[str, Any]) -> str:
-    resumed = "" if event["resumed_from"] is None else f", going on from step {event['resumed_from']}"
+    resumed = "" if event["resumed_from"] is None else f", resumed from step {event['resumed_from']}"
     trained, total = event["trained_params"], event["total_params"]
     return f"started    {event['method']} on {event['device']}, {trained:,} of {total:,} parameters{resumed}"
 
@@ -91,5 +91,5 @@ LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "removed": lambda event: f"removed    {event['dir']}: {event['reason']}",
     "warning": lambda event: f"warning    {event['message']} {event.get('hint', '')}".rstrip(),
     "finished": lambda event: f"finished   at step {event['step']}",
-    "stopped": lambda event: f"stopped    at step {event['step']}; 'flowloom resume' goes on from there",
+    "stopped": lambda event: f"stopped    at step {event['step']}; 'flowloom resume' continues from there",
 }

@@ -1,4 +1,4 @@
-"""Random numbers as a function of what they are for, so that a resumed run draws the same ones."""
+"""Random numbers as a function of their purpose, so that a resumed run draws the same ones."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What a run says: events for the run directory, the trackers and the progress line."""
+"""The reporter of a run: events for the run directory, the trackers and the progress line."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from flowloom.run.events import EventWriter
 NUM_NOISE_BINS = 8
 SMOOTHING = 0.98
 STEPS_BETWEEN_READS = 10
-"""On an accelerator the metrics of so many steps are read together: each reading makes the CPU wait."""
+"""Steps whose metrics are read together on an accelerator: each reading makes the CPU wait."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Update(NamedTuple):
-    """One update that was made."""
+    """One finished update."""
 
     metrics: StepMetrics
     step: int
     """Its number, counted from 1."""
     epoch: int
     batch: int
-    """Of the epoch: the one that it trained, not the one after it."""
+    """The batch that it trained, not the next one."""
     num_samples: int
     """On all ranks."""
 
@@ -52,13 +52,13 @@ class Reporter:
         self._step_seconds: float | None = None
         self._lock = threading.RLock()
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Around each event: a stop must not cut it in two."""
+        """Entered around each event: a stop must not interrupt it."""
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Write one event and pass it on; on ranks other than the first, nothing."""
+        """Write one event and pass it on; ranks other than the first do nothing."""
         if self.writer is None:
             return
-        # Stores say from their own thread that they are down, while the engine's waits for them.
+        # Stores report from another thread that they are down, while the engine's waits for them.
         with self.shield(), self._lock:
             event = self.writer.write(kind, **fields)
             self.on_event(event)
@@ -70,7 +70,7 @@ class Reporter:
     def step(
         self, state: TrainState, update: Update, seconds: float, waited: float, eta: float | None
     ) -> None:
-        """Take in one update; `seconds` is its whole time, `waited` the part spent waiting for data."""
+        """Record one update; `seconds` is its total time, `waited` the part spent waiting for data."""
         smooth = self._step_seconds
         self._step_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
         metrics = update.metrics
@@ -90,7 +90,7 @@ class Reporter:
             self.flush(state.position)
 
     def flush(self, position: Position) -> None:
-        """Read what is pending and write it; called before anything is saved.
+        """Write the pending metrics; called before anything is saved.
 
         Raises:
             DivergedError: a loss or gradient is not finite.
@@ -117,14 +117,14 @@ class Reporter:
         if self.uploads:
             self.uploads.close()
         close_all(self.trackers)
-        # What cannot be flushed any more, because the disk is full or gone, must not hide how the run ended.
+        # A full or missing disk must not hide the reason why the run ended.
         with suppress(OSError):
             if self.writer:
                 self.writer.close()
 
 
 def _by_noise_level(metrics: StepMetrics) -> list[float | None]:
-    """Mean loss in each eighth of [0, 1]; None where no sample fell."""
+    """Mean loss in each eighth of [0, 1]; None for those without a sample."""
     losses, levels = metrics.losses.float().cpu(), metrics.noise_level.float().cpu()
     bins = (levels * NUM_NOISE_BINS).long().clamp(0, NUM_NOISE_BINS - 1)
     sums = torch.zeros(NUM_NOISE_BINS).index_add_(0, bins, losses).tolist()
@@ -133,7 +133,7 @@ def _by_noise_level(metrics: StepMetrics) -> list[float | None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: the accelerator's, or on a CPU the process's."""
+    """Peak memory so far: the accelerator's, or on a CPU the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

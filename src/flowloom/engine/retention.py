@@ -1,4 +1,4 @@
-"""Which checkpoints stay: all of an adapter's; of full weights, as many as the disk has room for."""
+"""Retention of checkpoints: all of an adapter's; of full weights, as many as fit on the disk."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flowloom.errors import size_text
 from flowloom.run.directory import RunDir, step_of
 
 SPARE_BYTES = 2**31
-"""Left free beside the next checkpoint: for previews, events and whatever else uses the disk."""
+"""Bytes left free beside the next checkpoint, for previews, events and other files."""
 
 
 class Leaving(NamedTuple):
-    """A checkpoint that does not stay."""
+    """A checkpoint to delete."""
 
     folder: Path
     reason: str
@@ -25,8 +25,8 @@ class Leaving(NamedTuple):
 def leaving_before_save(run_dir: RunDir, config: RunConfig) -> Iterator[Leaving]:
     """The checkpoints to delete, one by one, so that the next one and the spare room fit on the disk.
 
-    Only where `checkpoint.keep_last` is auto and all weights are saved, and never the newest one. Each is to
-    be deleted before the next is asked for: the free space is measured again.
+    Only if `checkpoint.keep_last` is auto and all weights are saved, and never the newest one. Delete each
+    before requesting the next: the free space is measured again.
     """
     each = size_of(run_dir.latest_checkpoint())
     while (free := shutil.disk_usage(run_dir.path).free) < each + SPARE_BYTES:
@@ -41,7 +41,7 @@ def leaving_before_save(run_dir: RunDir, config: RunConfig) -> Iterator[Leaving]
 
 
 def leaving_when_full(run_dir: RunDir, config: RunConfig, reason: str) -> Leaving | None:
-    """The oldest checkpoint that may be deleted for room; None where the configuration keeps all."""
+    """The oldest checkpoint that may be deleted for room; None if the configuration keeps all."""
     if config.checkpoint.keep_last != "auto" or config.method_kind in ADAPTERS:
         return None
     older = (folder for folder in run_dir.checkpoints()[:-1] if not _is_kept_for_good(folder, config))
@@ -64,16 +64,16 @@ def _is_kept_for_good(folder: Path, config: RunConfig) -> bool:
 
 
 def size_of(folder: Path | None) -> int:
-    """The bytes of a checkpoint's files; 0 where there is none."""
+    """The bytes of a checkpoint's files; 0 without one."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
 
 
 def num_kept(config: RunConfig, each: int, num_saves: int | None, free: int) -> int | None:
-    """How many checkpoints will be there at once, by `retention` alone; None where nothing limits them.
+    """The number of checkpoints at one time by `retention` alone; None without a limit.
 
     Args:
         each: bytes of one.
-        num_saves: over the run; None where it has no end.
+        num_saves: over the run; None without an end.
         free: bytes on the disk before the run.
     """
     keep_last = config.checkpoint.keep_last

@@ -1,7 +1,7 @@
 """The rows of a run, kept so that a resumed run reads the same ones in the same order.
 
 The rows of a folder of images are copied into the run directory when the run begins. Of a JSONL only digests
-are kept: a resumed run reads the file as it is, and says so where that is another one.
+are kept: a resumed run reads the current file, and warns if it has changed.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ Warn = Callable[[str], None]
 
 
 class _Known(TypedDict):
-    """What is recorded of a JSONL when a run begins."""
+    """The record of a JSONL at the start of a run."""
 
     digest: str
     num_rows: int
     sizes: str
-    """Digest of all widths and heights, in order: with them the order of samples is the same."""
+    """Digest of all widths and heights, in order: if it is equal, so is the order of samples."""
 
 
 def keep_rows(config: RunConfig, run_dir: RunDir, ranks: Ranks, warn: Warn) -> RunConfig:
-    """`config` with the rows that this run trains in the place of folders; `warn` is told of what differs.
+    """`config` with this run's rows in place of folders; `warn` is called with each difference.
 
     Raises:
-        DataError: a folder cannot be read, or holds not one image with a caption.
+        DataError: a folder cannot be read, or holds no image with a caption.
     """
     if ranks.is_first:
         for message in _kept(config, run_dir, is_resumed=run_dir.latest_checkpoint() is not None):
@@ -63,13 +63,13 @@ def _in_run(section: Section, run_dir: RunDir) -> Section:
 
 
 def _place(folder: Path, run_dir: RunDir) -> Path:
-    """Where the rows of `folder` lie in the run directory."""
+    """The path of the rows of `folder` in the run directory."""
     digest = hashlib.blake2b(os.fsencode(folder), digest_size=4).hexdigest()
     return run_dir.path / "data" / digest / f"{folder.name or 'folder'}.jsonl"
 
 
 def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
-    """Keeps the rows of every data set; what a user should know of each."""
+    """Keep the rows of every dataset; yield warnings about each."""
     paths = [one.path for one in dataset_sources(config)]
     for folder in (path for path in paths if path.is_dir()):
         kept = _place(folder, run_dir)
@@ -87,12 +87,12 @@ def _copied(folder: Path, kept: Path) -> Iterator[str]:
 
 
 def _compared(folder: Path, kept: Path) -> Iterator[str]:
-    """What differs between the rows that the run began with and the folder as it is now."""
+    """Warnings about differences between the run's rows and the folder."""
     now = folder_rows(folder).path.read_bytes().splitlines()
     if changed := num_differing(kept.read_bytes().splitlines(), now):
         yield (
-            f"{folder}: {changed:,} rows changed since this run began. It continues with the images and "
-            "captions that it began with; start a new run to train the changed ones."
+            f"{folder}: {changed:,} rows changed since this run began. It continues with the original "
+            "images and captions; start a new run to train the changed ones."
         )
 
 
@@ -106,7 +106,7 @@ def _about_files(paths: list[Path], run_dir: RunDir, *, is_resumed: bool) -> Ite
     for path, now in found.items():
         before = known.get(path, now)
         if known and path not in known:
-            yield f"{path}: this run began with other data. The order of samples is another one from here on."
+            yield f"{path}: this run started with other data. The order of samples changes from here on."
         elif before["digest"] != now["digest"]:
             yield _difference(path, before, now)
         elif (fresh := freshness(Path(path))) and fresh.is_outdated:
@@ -120,11 +120,11 @@ def _difference(path: str, before: _Known, now: _Known) -> str:
     if before["sizes"] == now["sizes"]:
         return (
             f"{path}: captions changed since this run began. It continues in the same order, with the "
-            "captions that the file has now."
+            "new captions."
         )
     return (
         f"{path}: rows changed since this run began ({before['num_rows']:,} then, {now['num_rows']:,} now). "
-        "The order of samples is another one: images of this epoch may come twice or not at all."
+        "The order of samples changes: this epoch may repeat or omit images."
     )
 
 
@@ -136,7 +136,7 @@ def _known_of(path: Path) -> _Known:
 
 
 def _read(record: Path) -> dict[str, Any]:
-    """What was recorded; nothing of runs of earlier versions, or where it is damaged."""
+    """The record; empty for runs of earlier versions, or if it is damaged."""
     try:
         content = json.loads(record.read_text())
     except (OSError, ValueError):

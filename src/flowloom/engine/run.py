@@ -22,7 +22,7 @@ from flowloom.run.events import EventWriter
 
 
 class Session:
-    """Trains what a run directory describes, from its newest checkpoint if it has one."""
+    """Trains the run of a run directory, from its newest checkpoint if there is one."""
 
     def __init__(
         self, run_dir: RunDir, config: RunConfig, ranks: Ranks, signals: StopSignals, on_event: OnEvent
@@ -33,10 +33,10 @@ class Session:
         self.trainer: Trainer | None = None
 
     def train(self) -> None:
-        """Load everything, then train until a limit is reached or a stop is asked for.
+        """Load everything, then train until a limit is reached or a stop is requested.
 
         Raises:
-            Abandoned: a stop interrupted it; `end_as_stopped` is to follow.
+            Abandoned: a stop interrupted it; call `end_as_stopped` next.
         """
         reporter = self.reporter
         with self.signals.interruptible(at_once=True):
@@ -73,8 +73,8 @@ class Session:
         return components
 
     def end_as_stopped(self) -> None:
-        """Save what an abandoned step left whole, and say that the run stopped."""
-        # Of several ranks the others may be anywhere: a checkpoint needs all of them.
+        """Save the state if the abandoned step left it consistent, and report that the run stopped."""
+        # With several ranks the others may be at another step, and a checkpoint needs all of them.
         if self.trainer and self.trainer.state.is_whole and self.ranks.size == 1:
             self.trainer.save()
         latest = self.run_dir.latest_checkpoint()
@@ -94,7 +94,7 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
 
 
 def _metadata(components: Components) -> dict[str, str]:
-    """What every weights file says about how it was made."""
+    """Metadata of every weights file on its training."""
     config = components.state.config.model_dump_json()
     dataset = components.loader.dataset.summary()
     if components.state.adapter:

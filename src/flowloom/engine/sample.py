@@ -1,4 +1,4 @@
-"""`flowloom sample`: pictures from a run, a checkpoint or weights file, with LoRAs."""
+"""`flowloom sample`: images from a run, a checkpoint or a weights file, with LoRAs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MAX_BATCH = 4
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to draw, with what, and where to put it."""
+    """Arguments of `sample`."""
 
     source: Path
-    """A run directory, one of its checkpoints, or a file of weights or an adapter."""
+    """A run directory, a checkpoint, or a file with weights or an adapter."""
     prompts: Sequence[str]
     out_dir: Path
     params: SamplingParams
@@ -43,10 +43,10 @@ class SampleRequest:
 
 
 def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Draw one picture a prompt into `out_dir`, with `samples.json` beside them; the pictures' paths.
+    """Generate one image for each prompt in `out_dir`, with `samples.json`; return the images' paths.
 
     Args:
-        warn: hears what the user should know of adapter files.
+        warn: called with notes on adapter files.
 
     Raises:
         RunError: `source` has no checkpoint, or no configuration names the encoders.
@@ -58,11 +58,11 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
     seeds = [request.seed + i for i in range(len(request.prompts))]
     request.out_dir.mkdir(parents=True, exist_ok=True)
     paths, records = [], []
-    for i, picture in enumerate(
+    for i, image in enumerate(
         generate_in_batches(sample_generator, request.prompts, seeds, request.params, MAX_BATCH)
     ):
         path = request.out_dir / f"{i:02d}.png"
-        picture.save(path)
+        image.save(path)
         paths.append(path)
         record = {"file": path.name, "prompt": request.prompts[i], "seed": seeds[i]}
         records.append(record | {"source": str(request.source)} | asdict(request.params))
@@ -71,12 +71,12 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
 
 
 def load_generator(request: SampleRequest) -> SampleGenerator:
-    """The network that `request.source` means, with its LoRAs and encoders."""
+    """The network of `request.source`, with its LoRAs and encoders."""
     return load_with_adapters(request)[0]
 
 
 def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tuple[Adapter, float]]]:
-    """`load_generator`, and every adapter in it with its strength, the source's own first."""
+    """`load_generator`, and every adapter with its strength, the source's first."""
     config, base, adapters = _resolve(request)
     family = family_for(config.model)
     for path, _ in request.loras:
@@ -101,7 +101,7 @@ def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tu
 
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:
-    """Configuration, base weights and the source's own adapter."""
+    """Configuration, base weights and the source's adapter."""
     path = checkpoint.find_weights(request.source, request.weights)
     run_dir = RunDir.around(path)
     config = request.config or (run_dir.read_config() if run_dir else None)

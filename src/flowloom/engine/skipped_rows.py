@@ -1,4 +1,4 @@
-"""Rows that cannot be used: reported once a run, and counted against `limits.max_skipped_share`."""
+"""Rows that cannot be used: reported once per run, and counted against `limits.max_skipped_share`."""
 
 from __future__ import annotations
 

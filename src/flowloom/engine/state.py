@@ -21,7 +21,7 @@ from flowloom.models.adapters.adapter import Adapter
 
 
 class Precision(NamedTuple):
-    """Where and in what number formats the network runs."""
+    """The device and number formats of the network."""
 
     device: torch.device
     compute: torch.dtype
@@ -30,7 +30,7 @@ class Precision(NamedTuple):
     """Of the weights that the optimizer changes."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Computes in bfloat16 where the weights, or some of them, are."""
+        """Compute in bfloat16 if any weights are in it."""
         enabled = torch.bfloat16 in (self.compute, self.trained)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -40,13 +40,13 @@ class Network(NamedTuple):
 
     model: nn.Module
     adapter: Adapter | None = None
-    """What is trained in place of the model's own weights."""
+    """The adapter that is trained in place of the model's weights."""
     streamer: BlockStreamer | None = None
     """Holds frozen weights in host memory."""
 
 
 class TrainState:
-    """What an update changes, and what it needs for that."""
+    """Everything that an update changes or needs."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class TrainState:
         self.trained: dict[str, nn.Parameter] = {}
         self.optimizer: torch.optim.Optimizer
         self.is_whole = True
-        """Whether weights, optimizer, average and position are of one step."""
+        """True if weights, optimizer, average and position are of the same step."""
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Around each update of them: a stop must not cut it in two."""
+        """Entered around each update: a stop must not interrupt it."""
         self.rotate_if_due()
 
     @contextmanager
     def averaged(self) -> Generator[None]:
-        """The averaged weights in place of the trained ones for the length of a `with`."""
+        """Put the averaged weights in place of the trained ones, within a `with` block."""
         assert self.ema
         self.release()
         with self.ema.swapped_in(self.weights):
@@ -96,14 +96,14 @@ class TrainState:
 
     @contextmanager
     def updating(self) -> Generator[None]:
-        """Within it, weights and position change from one step to the next."""
+        """Within this context, weights and position change from one step to the next."""
         with self.shield():
             self.is_whole = False
             yield
             self.is_whole = True
 
     def rotate_if_due(self) -> None:
-        """Train what the current step's turn of the rotation trains; without rotation, once and for all."""
+        """Train the weights of the current step's rotation; without rotation, choose them once."""
         rotation = rotation_at(self.config, self.position.step)
         if rotation != self.rotation:
             if self.rotation >= 0:
@@ -111,7 +111,7 @@ class TrainState:
             self.start_rotation(rotation)
 
     def start_rotation(self, rotation: int) -> None:
-        """Train the weights of `turn` with an optimizer of their own."""
+        """Train the weights of `turn` with a new optimizer."""
         self.rotation = rotation
         names = (
             list(self.weights) if self.adapter else trained_names(self.config, list(self.weights), rotation)
@@ -121,7 +121,7 @@ class TrainState:
         self._unpark()
 
     def set_lr(self) -> float:
-        """The learning rate of the update that is about to be made, given to the optimizer."""
+        """Set and return the learning rate of the next update."""
         lr = self._lr
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -147,7 +147,7 @@ class TrainState:
             wanted = self.precision.trained if is_trained else self.precision.compute
             weight.requires_grad_(is_trained)
             weight.grad = None
-            # Under rotation with kept states the precise weights stay precise, or turns would round them.
+            # With kept rotation states the float32 weights stay, or each rotation would round them.
             if not self.adapter and (is_trained or name not in self.parked):
                 weight.data = weight.data.to(wanted)
         if self.streamer:
@@ -171,7 +171,7 @@ class TrainState:
         return {name: states[i] for i, name in enumerate(self._optimizer_order()) if i in states}
 
     def load_optimizer_states(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Put states by name back into the optimizer; weights without one start afresh."""
+        """Load optimizer states by name; weights without one start from zero."""
         whole = self.optimizer.state_dict()
         order = self._optimizer_order()
         whole["state"] = {i: states[name] for i, name in enumerate(order) if name in states}
@@ -193,7 +193,7 @@ class TrainState:
 
 
 def _on_cpu(state: Any) -> Any:
-    """A copy of an optimizer's state, which may hold dictionaries of its own, on the CPU."""
+    """A copy of an optimizer's state, which may be nested, on the CPU."""
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
     return state.cpu() if isinstance(state, Tensor) else state

@@ -14,7 +14,7 @@ from flowloom.engine.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """Device tensors: reading one makes the CPU wait, so only the reporter does."""
+    """Metrics of an update, as device tensors: reading one makes the CPU wait, so only the reporter does."""
 
     loss: Tensor
     """0-d, weighted mean over the update, on all ranks."""
@@ -29,10 +29,10 @@ class StepMetrics(NamedTuple):
 
 
 def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
-    """Make one optimizer update out of `batches`, each of one size, in `training.train_minibatch` at a time.
+    """Make one optimizer update from `batches`, each of one size, in micro-batches.
 
     The loss is the mean over every sample of the update, on all ranks, weighted by its `loss_weight`:
-    how samples are cut into batches, micro-batches and ranks does not change it.
+    the split into batches, micro-batches and ranks does not change it.
     """
     weight = torch.stack([batch.loss_weight.sum() for batch in batches]).sum()
     total_weight = state.ranks.sum(weight).clamp(min=torch.finfo(torch.float32).tiny)
@@ -61,7 +61,7 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
 
 
 def _clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scale the gradients down to `max_norm` where they are larger; returns the norm before."""
+    """Clip the gradients to the norm `max_norm` and return the norm before."""
     parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)

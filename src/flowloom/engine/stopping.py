@@ -1,9 +1,9 @@
-"""SIGINT, SIGTERM and SIGHUP: the run ends as `stopped`, with a checkpoint where there is something to save.
+"""SIGINT, SIGTERM and SIGHUP: the run ends as `stopped`, with a checkpoint if there is something to save.
 
 The first signal lets the step in progress end. If that takes longer than `GRACE_S` (blocks are compiled,
 thousands of captions are encoded), or at a second signal, that work is abandoned: `Abandoned` is raised in
-the main thread, but only within `interruptible`, where nothing that a checkpoint holds is being changed.
-A third signal has its usual effect. Imports no torch: signals are caught from the process's first moments.
+the main thread, but only within `interruptible`, where nothing that a checkpoint holds changes.
+A third signal has its usual effect. Imports no torch: signals are caught from the start of the process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from types import FrameType
 from typing import Any
 
 GRACE_S = 5.0
-"""For the step in progress: shorter than what supervisors wait before they kill (docker: 10 s)."""
+"""For the step in progress; shorter than supervisors wait before they kill (docker: 10 s)."""
 ECHO_S = 0.5
-"""torchrun and terminals deliver the same signal twice: within this time it is one."""
+"""torchrun and terminals deliver the same signal twice: within this time both count as one."""
 
 _SAID = (
     b"\nStopping after this step. A second signal abandons the step; what was trained before it is saved.\n",
@@ -29,11 +29,11 @@ _SAID = (
 
 
 class Abandoned(BaseException):
-    """The work in progress was given up for a stop. No Exception: libraries must not handle it."""
+    """The work in progress was abandoned for a stop. Not an Exception, so that libraries do not handle it."""
 
 
 class StopSignals:
-    """Who was asked to stop by a signal, and whether that may interrupt the work now."""
+    """The stop request by a signal, and the permission to interrupt the current work."""
 
     def __init__(self, grace_s: float | None = None):
         self.grace_s = GRACE_S if grace_s is None else grace_s
@@ -48,13 +48,13 @@ class StopSignals:
 
     @contextmanager
     def listening(self) -> Generator[StopSignals]:
-        """Catch the signals for the length of a `with`; in other threads than the main one, do nothing."""
+        """Catch the signals within a `with` block; threads other than the main one do nothing."""
         if threading.current_thread() is not threading.main_thread() or self._kept:
             yield self
             return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under nohup a hang-up stays ignored. An interrupt is obeyed even where a shell that started the
-            # run in the background had it ignored: whoever sends it to this process means it.
+            # Under nohup a hang-up stays ignored. An interrupt counts even if a shell that started the run in
+            # the background had it ignored: it was sent to this process on purpose.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._kept[number] = signal.signal(number, self._ask)
         self._kept[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look)
@@ -67,10 +67,10 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self, *, at_once: bool = False) -> Generator[None]:
-        """Work that may be abandoned: after the grace period, or at the first signal with `at_once`.
+        """Context of work that may be abandoned: after the grace period, or at once with `at_once`.
 
         Raises:
-            Abandoned: it was.
+            Abandoned: the work was abandoned.
         """
         grace_s = self.grace_s
         self.grace_s = 0.0 if at_once else grace_s
@@ -87,7 +87,7 @@ class StopSignals:
 
     @contextmanager
     def shielded(self) -> Generator[None]:
-        """Work that must not be cut in two, within interruptible work too; other threads are never cut."""
+        """Context of work that must not be interrupted; other threads never are."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -100,7 +100,7 @@ class StopSignals:
 
     @contextmanager
     def committing(self) -> Generator[None]:
-        """Work that must not be cut in two; what follows it in the same interruptible work is not cut either:
+        """Context of work that must not be interrupted, nor the rest of the surrounding interruptible work:
         a step whose weights have changed is reported before the run ends."""
         self._is_committed = True
         yield
@@ -116,13 +116,13 @@ class StopSignals:
             self._restore()
             os.kill(os.getpid(), number)
             return
-        # Not through sys.stderr: the signal may have come in the middle of its own writing.
+        # Not through sys.stderr: the signal may have interrupted a write to it.
         os.write(2, _SAID[self._count - 1])
         self._abandon_at = min(self._abandon_at, now + (self.grace_s if self._count == 1 else 0.0))
         self._look()
 
     def _look(self, _number: int = 0, _frame: FrameType | None = None) -> None:
-        """Abandon the work if it is time and the work allows it; before that time, look again then."""
+        """Abandon the work if the grace period is over and the work allows it; else check again later."""
         if not self.is_wished:
             return
         left = self._abandon_at - time.monotonic()

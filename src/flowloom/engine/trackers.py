@@ -1,7 +1,7 @@
 """Experiment trackers, each in its own thread: a tracker that fails does not end the run.
 
-A tracker may fail to start, go down in the middle, or hang at the end. Training never waits for it; at the
-end of the run there is a bounded wait for what it has not sent yet.
+A tracker may fail to start, fail during the run, or hang at the end. Training never waits for it; at the
+end of the run there is a bounded wait for unsent events.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from flowloom.loggers.base import LoggerSpec
 CLOSE_S = 120.0
 """For all trackers together, at the end of a run."""
 MOST_WAITING = 10_000
-"""Events that a tracker may be behind: one that hangs must not fill the memory."""
+"""Events that a tracker may be behind: a hanging one must not fill the memory."""
 EVENTS_HAVE_ALL = "events.jsonl has everything."
 
 Say = Callable[..., None]
 
 
 class Tracker:
-    """One tracker; `log` only hands an event over."""
+    """One tracker; `log` only queues an event."""
 
     def __init__(self, spec: LoggerSpec, kind: str, run_dir: Path, config: dict[str, Any], emit: Say):
         self.kind = kind
@@ -41,7 +41,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, event: dict[str, Any]) -> None:
-        """Hand over one event."""
+        """Queue one event."""
         if self._is_given_up:
             return
         if self._waiting.qsize() < MOST_WAITING:
@@ -50,11 +50,11 @@ class Tracker:
             self._give_up(f"does not answer, and is {MOST_WAITING:,} events behind")
 
     def begin_to_close(self) -> None:
-        """No event comes any more."""
+        """End the queue: no event follows."""
         self._waiting.put(None)
 
     def is_closed_by(self, deadline: float) -> bool:
-        """Whether it has sent all that it had by `deadline`, a time of the monotonic clock, or failed."""
+        """Wait until `deadline` (monotonic clock); True if all events were sent, or it failed."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
             return True
@@ -69,13 +69,13 @@ class Tracker:
                 logger.log(event)
             logger.close()
         except Exception as error:
-            # Packages and their servers fail in ways that nobody lists: none of them may end a run.
+            # Packages and their servers fail in undocumented ways: none of them may end a run.
             if not self._is_given_up:
                 self._give_up(_reason(error))
 
     def _give_up(self, reason: str) -> None:
         self._is_given_up = True
-        hint = f"The run goes on without it; {EVENTS_HAVE_ALL}"
+        hint = f"The run continues without it; {EVENTS_HAVE_ALL}"
         # The disk may be full as well, or the run over.
         with suppress(OSError, ValueError, FlowloomError):
             self._say("warning", message=f"{self.kind}: {reason.rstrip('.')}.", hint=hint)
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def close_all(trackers: Sequence[Tracker]) -> None:
-    """Wait for what the trackers have not sent yet, `CLOSE_S` at most; the rest is given up."""
+    """Wait at most `CLOSE_S` for the trackers' unsent events; the rest is dropped."""
     for tracker in trackers:
         tracker.begin_to_close()
     deadline = time.monotonic() + CLOSE_S
@@ -111,6 +111,6 @@ _status = 0
 
 
 def set_exit_status(status: int) -> None:
-    """The status that the process ends with where a tracker hangs."""
+    """The exit status of the process if a tracker hangs."""
     global _status
     _status = status

@@ -1,4 +1,4 @@
-"""Which parameters are trained at a step: a pure function of the configuration and the step."""
+"""The parameters that are trained at a step, a pure function of configuration and step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowloom.models.family import family_for
 
 
 def rotation_at(config: RunConfig, step: int) -> int:
-    """The number of the rotation's turn that update `step`, counted from 0, belongs to."""
+    """The number of the rotation that update `step`, counted from 0, belongs to."""
     if config.method_kind != "rotation":
         return 0
     assert config.training.change_layer_every is not None
@@ -51,7 +51,7 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
     """
     family = family_for(config.model)
     frozen = tuple(f"{part}." for part in family.defaults.never_trained)
-    known_as = {name: family.names.in_checkpoint(name) for name in names}
+    spellings = {name: family.names.in_checkpoint(name) for name in names}
     candidates = [name for name in names if not name.startswith(frozen)]
     kind = config.method_kind
     if kind == "full":
@@ -59,17 +59,19 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
     if kind == "keywords":
         keywords = config.training.trained_layer_keywords
         chosen = [
-            name for name in candidates if any(word in name or word in known_as[name] for word in keywords)
+            name for name in candidates if any(word in name or word in spellings[name] for word in keywords)
         ]
-        what = Problem("training.trained_layer_keywords", f"no parameter's name contains any of {keywords}.")
+        problem = Problem(
+            "training.trained_layer_keywords", f"no parameter's name contains any of {keywords}."
+        )
     else:
-        num_blocks = {kind: _count(list(known_as.values()), kind) for kind in family.rotated}
+        num_blocks = {kind: _count(list(spellings.values()), kind) for kind in family.rotated}
         blocks = rotated_blocks(config, num_blocks, rotation)
         prefixes = tuple(f"{part}." for part in [*blocks, *config.method.always_trained])
-        chosen = [name for name in candidates if known_as[name].startswith(prefixes)]
-        what = Problem("method.always_trained", "rotation would train nothing.")
+        chosen = [name for name in candidates if spellings[name].startswith(prefixes)]
+        problem = Problem("method.always_trained", "rotation would train nothing.")
     if not chosen:
-        raise ConfigError("the configuration", [what])
+        raise ConfigError("the configuration", [problem])
     return chosen
 
 

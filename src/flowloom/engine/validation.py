@@ -24,8 +24,8 @@ def validation_loss(
 ) -> dict[str, float]:
     """The mean loss at each of `validation.quantiles` of the training density, by quantile.
 
-    Every row meets the same noise at every quantile and every time it is measured; captions are whole.
-    Empty where no row can be used; `on_skipped` hears of those that cannot.
+    Every row gets the same noise at every quantile and in every measurement; captions are complete.
+    Empty if no row can be used; `on_skipped` is called with the unusable ones.
     """
     sums: dict[float, list[Tensor]] = {quantile: [] for quantile in state.config.validation.quantiles}
     count = 0
@@ -39,7 +39,7 @@ def validation_loss(
                 sums[quantile].append(losses.sum())
     if not count:
         return {}
-    # Read at the end alone: each reading makes the CPU wait for the device.
+    # Read only at the end: each reading makes the CPU wait for the device.
     return {str(q): sum(part.item() for part in parts) / count for q, parts in sums.items()}
 
 

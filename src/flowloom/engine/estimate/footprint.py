@@ -1,4 +1,4 @@
-"""How much a run takes: memory by part, disk by part, seconds; from sizes and formulas alone."""
+"""Requirements of a run: memory by part and disk by part, from sizes and formulas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Networks:
     params: Sizes
     total: int
     block_sizes: Sequence[int]
-    """Of each block's linear layers, which a quantised base holds in fewer bits; in order of execution."""
+    """Of each block's linear layers, which a quantized base holds in fewer bits; in order of execution."""
     trained: int
     autoencoder: int
     text_encoder: int
@@ -61,7 +61,7 @@ class Networks:
                 sum(size for name, size in linears if name.startswith(f"{block}."))
                 for block, _ in family.blocks(network)
             ],
-            # Last: an adapter wraps layers of the network.
+            # Last, because an adapter wraps layers of the network.
             trained=count_trained(config, network),
             autoencoder=autoencoder,
             text_encoder=sum(text_encoders),
@@ -82,7 +82,7 @@ class Memory(NamedTuple):
 
 
 def memory(config: RunConfig, networks: Networks, device: torch.device, capacity: int) -> Memory:
-    """What a step holds on `device`, of which `capacity` bytes are free before the run.
+    """The memory that a step needs on `device`, of which `capacity` bytes are free before the run.
 
     Frozen weights, trained weights, gradients, the optimizer's moments, the EMA, encoders, activations.
     """
@@ -127,7 +127,7 @@ def _streamed_bytes(
 
 
 def _on_disk(kept: str) -> bool:
-    """Whether encoders are freed before training, because all of their output lies on disk."""
+    """True if encoders are freed before training, because all of their output is on disk."""
     return kept == "disk"
 
 
@@ -140,7 +140,7 @@ class _Saving(NamedTuple):
 
 
 def _savings(config: RunConfig) -> list[_Saving]:
-    """What saves memory, the cheapest in time and quality first."""
+    """Changes that save memory, those with the least cost in time and quality first."""
     smaller = max(config.dataloader.base_resolution) // 2 // 64 * 64
     return [
         _Saving(
@@ -174,14 +174,14 @@ def _base_level(config: RunConfig) -> str | None:
 
 
 def _is_wide(config: RunConfig) -> bool:
-    """Whether most weights are trained, and in float32: where half of each would matter."""
+    """True if most weights are trained, and in float32."""
     return config.method_kind == "full" and config.parallel.trained_dtype == "auto"
 
 
 def advise(
     config: RunConfig, networks: Networks, device: torch.device, capacity: int
 ) -> tuple[list[Change], bool]:
-    """Keys to change, in this order and together, until the run fits; and whether it then does."""
+    """Keys to change together, in this order, until the run fits; and True if it then does."""
     room = HEADROOM * capacity
     now = memory(config, networks, device, capacity).total
     changes: list[Change] = []
@@ -223,15 +223,15 @@ def checkpoint_bytes(config: RunConfig, networks: Networks, device: torch.device
 def cache_bytes(
     config: RunConfig, params: Sizes, device: torch.device, pixels: int, text_tokens: int
 ) -> Mapping[str, int]:
-    """What all latents and caption states take, each in the number format that it is kept in.
+    """Bytes of all latents and caption states, in the number formats of the cache.
 
     Args:
         pixels: of all rows in their buckets.
-        text_tokens: of all distinct captions, one of padding included.
+        text_tokens: of all distinct captions, with one padding token each.
     """
     formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
     encoded = encoder_dtype(device)
-    # As drawn, latents are kept by their mean and their variance.
+    # Drawn latents are stored as mean and variance.
     numbers = 2 if config.cache.sampling == "draw" else 1
     family = family_for(config.model)
     latents = pixels // family.factor**2 * (params.in_channels // family.patch**2) * numbers

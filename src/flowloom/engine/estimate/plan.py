@@ -1,4 +1,4 @@
-"""`flowloom train --dry-run`: what a run would do and what would stop it, from names, headers and sizes."""
+"""`flowloom train --dry-run`: the plan of a run and its problems, from names, headers and sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowloom.data.loader import Dataset
 from flowloom.datasets.build.update import freshness, left_out_message
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
-from flowloom.engine.from_cache import META, encoder_keys, lacking, unless_cached
+from flowloom.engine.from_cache import META, encoder_keys, missing_from_cache, unless_cached
 from flowloom.engine.trainable import trained_blocks, trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
@@ -34,13 +34,13 @@ from flowloom.models.family import family_for
 Rows = list[tuple[str, str]]
 T = TypeVar("T")
 
-ROWS_LOOKED_AT = 200
+IMAGES_CHECKED = 200
 SHOWN = 5
 
 
 @dataclass
 class Plan:
-    """Sections of names and values, and what stands against them."""
+    """Sections of names and values, with notes and problems."""
 
     sections: list[tuple[str, Rows]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Plan:
     """Those of the notes that a user may want to act on before the run starts."""
 
     def check(self, path: str, work: Callable[[], T]) -> T | None:
-        """What `work` returns; where it cannot, the problem is noted and the rest goes on."""
+        """The result of `work`; None if it fails, with the problem noted."""
         try:
             return work()
         except ConfigError as error:
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_plan(loaded: LoadedConfig) -> Plan:
-    """The plan of the run that `loaded` describes; nothing is written and no weight read."""
+    """The plan of the run that `loaded` describes; nothing is written and no weight is read."""
     config = loaded.config
     plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
@@ -77,7 +77,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     if dataset:
         steps = steps_per_epoch(config, dataset)
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
-        plan.problems += _lacking(plan, config, dataset)
+        plan.problems += _cache_problems(plan, config, dataset)
         if not (dataset.training.row_buckets != LEFT_OUT).any():
             plan.problems.append(Problem("dataloader", dataset.why_empty))
         elif not dataset.training.has_weight:
@@ -91,15 +91,15 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     return plan
 
 
-def _lacking(plan: Plan, config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
-    """What stands against training from the cache where encoders cannot be opened."""
+def _cache_problems(plan: Plan, config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
+    """Problems of training from the cache if encoders cannot be opened."""
     for key in encoder_keys(config):
         if key not in cached_files(config) or plan.check(key, partial(unless_cached, config, key)):
             continue
-        if lack := lacking(config, dataset, key):
+        if missing := missing_from_cache(config, dataset, key):
             path = getattr(config.model, key.removeprefix("model."))
             hint = "Copy the file there, or run 'flowloom cache' where it is."
-            yield Problem(key, f"{path} cannot be opened, and {lack} {hint}")
+            yield Problem(key, f"{path} cannot be opened, and {missing} {hint}")
         else:
             plan.notes.append(f"{key}: cannot be opened; the cache has what training needs of it.")
 
@@ -142,17 +142,17 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     names = [family.name, *(key.removeprefix("model.").removesuffix("_path") for key in keys[1:])]
     paths = (getattr(model, key.removeprefix("model.")) for key in keys)
     rows = list(zip(names, paths, strict=True))
-    known = [*rounded_models(model), *untrained_models(config), *family.notes(model)]
-    plan.hints += known
-    plan.notes += known
+    warnings = [*rounded_models(model), *untrained_models(config), *family.notes(model)]
+    plan.hints += warnings
+    plan.notes += warnings
     unfit = unfit_for(config)
     plan.problems += unfit
-    told = {problem.where for problem in unfit}
+    reported = {problem.where for problem in unfit}
     checks: dict[str, Callable[[], Any]] = {
         keys[0]: partial(family.load_network, model.network_path, META, torch.float32),
         **{key: partial(unless_cached, config, key) for key in keys[1:]},
     }
-    loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in told}
+    loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in reported}
     network = loaded.get(keys[0])
     if network:
         total = sum(weight.numel() for weight in network.parameters())
@@ -164,7 +164,7 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
 
 
 def count_trained(config: RunConfig, network: nn.Module) -> int:
-    """How many parameters are trained at a time; an adapter is attached to `network` for that."""
+    """The number of parameters trained at a time; attaches an adapter to `network` to count them."""
     kind = config.method_kind
     if kind in ADAPTERS:
         assert config.lora is not None
@@ -176,7 +176,7 @@ def count_trained(config: RunConfig, network: nn.Module) -> int:
 
 
 def steps_per_epoch(config: RunConfig, dataset: Dataset) -> int:
-    """Updates that one epoch makes."""
+    """Updates per epoch."""
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
     return order.num_updates(config.training.updates_per_large_batch)
 
@@ -205,12 +205,12 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: Dataset) -> Rows:
         plan.notes.append(f"{path}:{problem.line}: left out: {problem.reason}.")
     if whole["unusable"]:
         rows.append(("unusable", f"{whole['unusable']:,} lines; the first are in the notes"))
-    rows.append(("images", _look_at_images(plan, config, dataset)))
+    rows.append(("images", _check_images(plan, config, dataset)))
     return rows
 
 
 def _data_hints(dataset: Dataset) -> Iterator[str]:
-    """What a user should know of the sources of `dataset`: images left out, rows that are outdated."""
+    """Hints about the sources of `dataset`: images left out, outdated rows."""
     for one in dataset.sources:
         if one.source and one.left_out:
             yield left_out_message(one.source, one.left_out)
@@ -218,16 +218,16 @@ def _data_hints(dataset: Dataset) -> Iterator[str]:
             yield fresh.message(one.path)
 
 
-def _look_at_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:
-    """How many of some rows' image files are there; the first missing ones become notes."""
+def _check_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:
+    """A sentence on how many checked image files exist; the first missing ones become notes."""
     if config.dataloader.dummy_image:
         return "black ones, by dataloader.dummy_image"
     used = np.flatnonzero(dataset.row_buckets >= 0)
     chosen = (
-        used[np.linspace(0, len(used) - 1, min(len(used), ROWS_LOOKED_AT)).astype(int)] if len(used) else used
+        used[np.linspace(0, len(used) - 1, min(len(used), IMAGES_CHECKED)).astype(int)] if len(used) else used
     )
-    looked_at = (dataset.metadata.row(int(index)) for index in chosen)
-    rows = [row for row in looked_at if not ImageSource.is_remote(row, dataset.source_of(row).folder)]
+    checked = (dataset.metadata.row(int(index)) for index in chosen)
+    rows = [row for row in checked if not ImageSource.is_remote(row, dataset.source_of(row).folder)]
     missing, images = [], ImageSource()
     for row in rows:
         try:
@@ -236,12 +236,12 @@ def _look_at_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:
             missing.append(f"{dataset.source_of(row).path}:{row.line}: {error}")
     plan.notes += missing[:SHOWN]
     if len(missing) > config.limits.skipped_percentage * max(len(rows), 1):
-        text = f"{len(missing)} of {len(rows)} images looked for are not there; the first are in the notes."
+        text = f"{len(missing)} of {len(rows)} checked images are missing; the notes name the first."
         plan.problems.append(Problem("dataloader.image_folder_path", text))
     return (
-        f"{len(rows) - len(missing)} of {len(rows)} looked for are there"
+        f"{len(rows) - len(missing)} of {len(rows)} checked files exist"
         if rows
-        else "all in stores, not looked at"
+        else "all in stores, not checked"
     )
 
 
@@ -293,6 +293,11 @@ def _result_rows(config: RunConfig) -> Rows:
     if config.hub.repo_id:
         rows.append(("hub", config.hub.repo_id))
     return rows
+
+
+def verdict(can_train: bool) -> str:
+    """The last line of a plan and of a preflight report."""
+    return "Ready to train." if can_train else "Cannot train: see above."
 
 
 def _count(number: int, noun: str) -> str:

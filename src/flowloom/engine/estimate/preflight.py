@@ -1,4 +1,4 @@
-"""`flowloom preflight`: what a run will take, before anything is loaded; and what to change."""
+"""`flowloom preflight`: requirements of a run before anything is loaded, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
 from flowloom.engine.disk import disk, disk_changes, disk_hint
 from flowloom.engine.estimate.footprint import Networks, advise, memory
-from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
+from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch, verdict
 from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
@@ -45,30 +45,30 @@ from flowloom.run.preflight import (
 CAPTIONS_COUNTED = 2000
 """Rows whose captions are tokenized, for the mean."""
 ROWS_VARIED = 400
-"""Of them, those whose captions are varied as training does, for their number."""
+"""Rows whose caption variants are counted."""
 STEPS_READ = 50
-"""Of a finished run: their median is its rate."""
+"""Last steps of an earlier run; their median is its rate."""
 RUNS_READ = 20
 USEFUL_SHARE = 0.35
-"""Of the speed of a large matrix product, what a training step is taken to reach."""
+"""Share of a large matrix product's speed that a training step is assumed to reach."""
 PROBE_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
 GIB, GB = 2**30, 1e9
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the run is measured against, where not this machine."""
+class Target:
+    """The machine and folders of the estimate."""
 
     runs_dir: Path = Path("runs")
-    """Where the checkpoints will lie, and where earlier runs tell their rate."""
+    """The folder for the run, with earlier runs and their rates."""
     gpu_gib: float | None = None
-    """Memory of the CUDA card that it will run on; None: the device at hand."""
+    """Memory of the CUDA device that it will run on; None: this machine's device."""
     samples_per_s: float | None = None
     """A known rate."""
 
 
 class Rate(NamedTuple):
-    """Samples a second, and where that is from."""
+    """Samples per second, and the source of the number."""
 
     samples_per_s: float
     source: str
@@ -76,7 +76,7 @@ class Rate(NamedTuple):
 
 @dataclass
 class Preflight:
-    """Everything that is known of a run before it starts."""
+    """The estimate of a run before it starts."""
 
     plan: Plan
     data: DataReport | None = None
@@ -85,15 +85,15 @@ class Preflight:
     time: TimeReport | None = None
     changes: list[Change] = field(default_factory=list)
     shortfalls: list[str] = field(default_factory=list)
-    """Room that is still needed with all changes."""
+    """Sentences on room that is missing even with all changes."""
 
     @property
     def can_run(self) -> bool:
-        """Whether nothing stands against it."""
+        """True without problems, and if memory and disk suffice."""
         return not self.plan.problems and all(part is None or part.fits for part in (self.memory, self.disk))
 
     def report(self) -> PreflightReport:
-        """For `--json` and the studio."""
+        """The report for `--json` and the studio."""
         return PreflightReport(
             can_run=self.can_run,
             problems=self.plan.problems,
@@ -106,31 +106,31 @@ class Preflight:
         )
 
 
-def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
-    """What the run that `loaded` describes takes; no weight is read and nothing is written."""
+def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
+    """Estimate the run of `loaded`; no weight is read and nothing is written."""
     config = loaded.config
     found = Preflight(make_plan(loaded))
     dataset = _quietly(lambda: open_dataset(config))
     networks = _quietly(lambda: Networks.from_config(config))
     device = (
-        torch.device("cuda") if asked.gpu_gib else _quietly(lambda: choose_device(config.parallel.device))
+        torch.device("cuda") if target.gpu_gib else _quietly(lambda: choose_device(config.parallel.device))
     )
     if dataset:
         found.data = _data(config, dataset)
     if networks and device:
-        capacity = int(asked.gpu_gib * GIB) if asked.gpu_gib else free_bytes(device)
+        capacity = int(target.gpu_gib * GIB) if target.gpu_gib else free_bytes(device)
         found.memory, found.changes, found.shortfalls = _memory(config, networks, device, capacity)
         if found.data:
             steps = _total_steps(config, found.data)
-            found.disk = disk(config, networks, device, found.data, asked.runs_dir, steps)
-            found.time = _time(config, networks, device, found.data, asked)
+            found.disk = disk(config, networks, device, found.data, target.runs_dir, steps)
+            found.time = _time(config, networks, device, found.data, target)
             found.changes += disk_changes(found.disk, config)
             found.shortfalls += [] if found.disk.fits else [disk_hint(found.disk)]
     return found
 
 
 def _quietly(work: Any) -> Any:
-    """What `work` returns; None where it cannot: the plan names why among its problems."""
+    """The result of `work`; None if it fails: the plan lists the problem."""
     try:
         return work()
     except FlowloomError:
@@ -159,8 +159,8 @@ def _data(config: RunConfig, dataset: Dataset) -> DataReport:
 
 
 def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
-    """Mean tokens of a caption, the padding one included; and how many distinct ones a cache keeps, scaled up
-    from some rows."""
+    """Mean tokens of a caption with one of padding, and the number of distinct captions in a cache, both
+    estimated from some rows."""
     total = len(dataset.metadata)
     indices = np.unique(np.linspace(0, total - 1, min(total, CAPTIONS_COUNTED)).astype(int))
     rows = [dataset.metadata.row(int(index)) for index in indices]
@@ -206,11 +206,11 @@ def _total_steps(config: RunConfig, data: DataReport) -> int | None:
 
 
 def _time(
-    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, asked: Asked
+    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, target: Target
 ) -> TimeReport | None:
     if not data.steps_per_epoch:
         return None
-    rate = _known_rate(config, asked) or _measured_rate(config, networks, device, data, asked)
+    rate = _known_rate(config, target) or _measured_rate(config, networks, device, data, target)
     if rate is None:
         return TimeReport(samples_per_s=None, source="unknown: give --samples-per-s")
     epoch_s = data.rows / rate.samples_per_s
@@ -230,27 +230,27 @@ def _time(
     )
 
 
-def _known_rate(config: RunConfig, asked: Asked) -> Rate | None:
-    """The rate that was given, or that of the newest run that was like this one."""
-    if asked.samples_per_s:
-        return Rate(asked.samples_per_s, "as given")
-    if asked.gpu_gib or not asked.runs_dir.is_dir():
+def _known_rate(config: RunConfig, target: Target) -> Rate | None:
+    """The given rate, or that of the newest similar run."""
+    if target.samples_per_s:
+        return Rate(target.samples_per_s, "as given")
+    if target.gpu_gib or not target.runs_dir.is_dir():
         return None
-    folders = [path.parent for path in asked.runs_dir.glob("*/events.jsonl")]
+    folders = [path.parent for path in target.runs_dir.glob("*/events.jsonl")]
     folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[:RUNS_READ]:
         try:
-            is_like = _likeness(RunDir(folder).read_config()) == _likeness(config)
+            is_similar = _speed_settings(RunDir(folder).read_config()) == _speed_settings(config)
         except FlowloomError:
             continue
-        rates = _step_rates(folder / "events.jsonl") if is_like else []
+        rates = _step_rates(folder / "events.jsonl") if is_similar else []
         if rates:
             return Rate(statistics.median(rates), f"measured by {folder}")
     return None
 
 
-def _likeness(config: RunConfig) -> tuple[object, ...]:
-    """What the speed of a run depends on most."""
+def _speed_settings(config: RunConfig) -> tuple[object, ...]:
+    """The settings that determine the speed of a run most."""
     data, model = config.dataloader, config.model.network_path.name
     return (
         config.method_kind,
@@ -262,7 +262,7 @@ def _likeness(config: RunConfig) -> tuple[object, ...]:
 
 
 def _step_rates(events: Path) -> list[float]:
-    """Samples a second of the last steps in `events`."""
+    """Samples per second of the last steps in `events`."""
     rates: list[float] = []
     with events.open(encoding="utf-8") as file:
         for line in file:
@@ -278,10 +278,10 @@ def _step_rates(events: Path) -> list[float]:
 
 
 def _measured_rate(
-    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, asked: Asked
+    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, target: Target
 ) -> Rate | None:
-    """From operations a sample and a matrix product's speed; nothing for a device that is elsewhere."""
-    if asked.gpu_gib:
+    """The rate from operations per sample and a matrix product's speed; None for another machine's device."""
+    if target.gpu_gib:
         return None
     speed = _product_speed(device)
     family = family_for(config.model)
@@ -293,7 +293,7 @@ def _measured_rate(
 
 
 def _product_speed(device: torch.device) -> float:
-    """Operations a second of a large matrix product, measured for a moment."""
+    """Operations per second of a large matrix product, measured briefly."""
     side = PROBE_SIDE[device.type]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     left = torch.ones(side, side, device=device, dtype=dtype)
@@ -307,7 +307,7 @@ def _product_speed(device: torch.device) -> float:
 
 
 def preflight_text(found: Preflight) -> str:
-    """Everything, for a terminal."""
+    """The estimate as text for a terminal."""
     lines: list[str] = []
     for title, rows in (*found.plan.sections, *_sections(found)):
         width = max((len(name) for name, _ in rows), default=0)
@@ -319,7 +319,7 @@ def preflight_text(found: Preflight) -> str:
     )
     for heading, entries in blocks:
         lines += [heading, *(f"  {entry}" for entry in entries), ""] if entries else []
-    return "\n".join([*lines, "This can run." if found.can_run else "This cannot run as it is: see above."])
+    return "\n".join([*lines, verdict(found.can_run)])
 
 
 def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:

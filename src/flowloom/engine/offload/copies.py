@@ -50,7 +50,7 @@ class CpuCopies:
 
 
 class CudaCopies:
-    """Copies from page-locked memory in a stream of their own."""
+    """Copies from page-locked memory in a separate stream."""
 
     def __init__(self, device: torch.device):
         self._device = device
