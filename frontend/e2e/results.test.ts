@@ -1,7 +1,7 @@
 /** A run's results, compared and used; and images in a bucket. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
@@ -116,21 +116,50 @@ test("two models are compared, and differences are visible", async () => {
   assert.equal(new Set(kinds).size, 2, kinds.join());
 });
 
-/** A LoRA of one layer, all zeros, with training settings in its header. */
-function writeAdapter(path: string, metadata: Record<string, string>): void {
-  const name = "lora_unet_double_blocks_0_img_attn_qkv";
+/** A file of tensors in float16, all zeros. */
+function writeTensors(path: string, shapes: Record<string, number[]>, metadata: Record<string, string> = {}) {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let end = 0;
-  for (const [part, shape] of Object.entries({ lora_down: [4, 64], lora_up: [192, 4] })) {
+  for (const [name, shape] of Object.entries(shapes)) {
     const begin = end;
     end += shape.reduce((product, side) => product * side, 2);
-    header[`${name}.${part}.weight`] = { dtype: "F16", shape, data_offsets: [begin, end] };
+    header[name] = { dtype: "F16", shape, data_offsets: [begin, end] };
   }
   const text = Buffer.from(JSON.stringify(header));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
   writeFileSync(path, Buffer.concat([length, text, Buffer.alloc(end)]));
 }
+
+/** A LoRA of one layer with training settings in its header. */
+function writeAdapter(path: string, metadata: Record<string, string>): void {
+  const name = "lora_unet_double_blocks_0_img_attn_qkv";
+  const shapes = { [`${name}.lora_down.weight`]: [4, 64], [`${name}.lora_up.weight`]: [192, 4] };
+  writeTensors(path, shapes, metadata);
+}
+
+test("a FLUX.1 base model is recognized, and the form shows the files that it needs", async () => {
+  const path = join(studio.home, "models", "flux1-dev.safetensors");
+  writeTensors(path, {
+    "double_blocks.0.img_attn.qkv.weight": [192, 64],
+    "vector_in.in_layer.weight": [64, 32],
+    "guidance_in.in_layer.weight": [64, 32],
+    "final_layer.linear.weight": [64, 64],
+  });
+  try {
+    const page = await open("/flow-training/");
+    await page.getByRole("radiogroup", { name: "Base model" }).getByText("FLUX.1 · dev").click();
+    const json = page.getByLabel(/Configuration as JSON/);
+    type Model = { path?: string; chroma_path?: string };
+    const model = async () => (JSON.parse(await json.inputValue()) as { model?: Model }).model;
+    await until(async () => (await model())?.path?.endsWith("flux1-dev.safetensors") === true);
+    assert.ok(!(await model())?.chroma_path, "FLOW's key for Chroma is cleared");
+    await page.getByText("CLIP", { exact: true }).waitFor();
+    await page.locator('[data-field="model.clip_path"]').waitFor();
+  } finally {
+    rmSync(path);
+  }
+});
 
 test("a LoRA opens the form with its settings, and is deleted after one confirmation", async () => {
   const path = join(studio.home, "models", "mine.safetensors");

@@ -15,7 +15,7 @@ export type DatasetTask = "lint" | "convert" | "export";
 
 type LintResult = Pick<
   Schemas["LintResult"],
-  "errors" | "warnings" | "counts" | "findings" | "rows" | "usable" | "buckets"
+  "errors" | "warnings" | "counts" | "findings" | "num_rows" | "num_usable" | "buckets"
 >;
 
 /** The answer to a task: a run, or the result of a small dataset. */
@@ -80,8 +80,8 @@ function Report({ result, onItem }: { result: LintResult; onItem: (item: string)
   return (
     <div className="grid gap-3 text-sm">
       <p>
-        <strong>{count(result.usable)}</strong> of {count(result.rows)} images can be trained on; errors:{" "}
-        {count(result.errors)}, warnings: {count(result.warnings)}.
+        <strong>{count(result.num_usable)}</strong> of {count(result.num_rows)} images can be trained on;
+        errors: {count(result.errors)}, warnings: {count(result.warnings)}.
       </p>
       <div className="flex flex-wrap gap-1.5">
         {Object.entries(result.counts).map(([name, number]) => (
