@@ -16,7 +16,7 @@ from flowloom.run.directory import RunDir
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 SECONDS_TO_SAVE = 120
-"""Before a time limit: Slurm tells the job, and the run saves a checkpoint."""
+"""Time between the signal that Slurm sends and the end of the job: the run saves a checkpoint."""
 OWN_OPTIONS = ("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "output", "signal")
 _OPTION_NAME = re.compile(r"[a-z][a-z-]*")
 
