@@ -18,7 +18,6 @@ SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 Line = tuple[int, tuple[str, ...]]  # its number and the shapes of its tokens
 
 ALLOWED = {
-    ("engine/fill_cache.py", "engine/fill_cache.py"): "two loops over different sources; to be merged",
     ("loggers/aim.py", "loggers/wandb.py"): "two trackers with the same calls",
 }
 """Pairs of files that may be alike, with the reason."""

@@ -14,13 +14,19 @@ import numpy as np
 import torch
 
 from flowloom.config.run import RunConfig
-from flowloom.data.cache.encodings import EncodingCaches, ImageInBucket, NoCache, PersistentCache
+from flowloom.data.cache.encodings import (
+    ConditioningCache,
+    EncodingCaches,
+    ImageInBucket,
+    NoCache,
+    PersistentCache,
+)
 from flowloom.data.cache.records import image_latents
 from flowloom.data.cache.setup import PLAIN, caption_rules, open_cache, open_encoding_caches
 from flowloom.data.cache.store import Cache, Stats
 from flowloom.data.captions import captions_of, vary
 from flowloom.data.fetch.image_source import ImageSource
-from flowloom.data.loader import Dataset, Loader, SampleBatch, Skipped
+from flowloom.data.loader import Dataset, Loader, Skipped
 from flowloom.data.metadata import Row
 from flowloom.data.order import DEFAULT_BATCHING
 from flowloom.datasets.load import load_dataset
@@ -96,20 +102,16 @@ def fill(
         torch.set_num_threads(config.parallel.num_threads)
     dataset = load_dataset(config)
     encoders = load_encoders(config.model, config, device, dataset)
-    filled = Filled(files=[str(one.path) for one in dataset.sources])
+    filled = Filled(files=[str(source.path) for source in dataset.sources])
+    filler = _Filler(config, dataset, encoders, rank, world_size, filled, on_progress)
     latents, texts = encoders.caches
     if isinstance(latents, PersistentCache):
-        _fill_latents(config, dataset, encoders, (rank, world_size), filled, on_progress)
-        latents.records.seal()
-        filled.full = latents.records.full
+        filler.add_images(latents)
     encoders.free()
     if texts.on_disk and not filled.full:
-        _fill_texts(config, dataset, encoders, (rank, world_size), filled, on_progress)
-        cache = texts.on_disk[0].records
-        cache.seal()
-        filled.full = cache.full
+        filler.add_captions(texts)
     encoders.free()
-    dataset.check_skipped({f"{filled.files[one.dataset]}:{one.line}": one.reason for one in filled.skipped})
+    dataset.check_skipped({f"{filled.files[row.dataset]}:{row.line}": row.reason for row in filled.skipped})
     return filled
 
 
@@ -119,28 +121,6 @@ def _require_disk(config: RunConfig) -> None:
         raise ConfigError("the configuration", [Problem("cache", message)])
 
 
-def _fill_latents(
-    config: RunConfig,
-    dataset: Dataset,
-    encoders: Encoders,
-    place: tuple[int, int],
-    filled: Filled,
-    on_progress: OnProgress,
-) -> None:
-    cache = encoders.caches.latents
-    assert isinstance(cache, PersistentCache)
-    loader = _loader(config, dataset, place, cache)
-    clock, total = _Clock(filled.seconds, cache.records), loader.num_batches(0)
-    for batch in loader.batches(0):
-        clock.lap("reading images")
-        filled.skipped += batch.skipped
-        filled.images += _encode_missing(batch, encoders)
-        clock.lap("VAE")
-        on_progress("images", batch.index + 1, total)
-        if cache.records.full:
-            return
-
-
 class _Index(NoCache[ImageInBucket]):
     """The index of a cache: cached images are recognized without reading their latents."""
 
@@ -148,73 +128,83 @@ class _Index(NoCache[ImageInBucket]):
         self.has = cache.knows
 
 
-def _encode_missing(batch: SampleBatch, encoders: Encoders) -> int:
-    missing = [sample for sample in batch.samples if sample.pixels is not None]
-    encoders.planes(missing, batch.size)
-    return len(missing)
+@dataclass(frozen=True)
+class _Filler:
+    """Encodes the share of one rank."""
 
+    config: RunConfig
+    dataset: Dataset
+    encoders: Encoders
+    rank: int
+    world_size: int
+    filled: Filled
+    on_progress: OnProgress
 
-def _loader(
-    config: RunConfig,
-    dataset: Dataset,
-    place: tuple[int, int],
-    cache: PersistentCache[ImageInBucket],
-) -> Loader:
-    data = config.dataloader
-    rank, world_size = place
-    return Loader(
-        # Every row once, even those that are not part of every epoch.
-        dataset=replace(dataset, batching=DEFAULT_BATCHING),
-        rules=PLAIN,
-        seed=0,
-        rank=rank,
-        world_size=world_size,
-        batch_size=max(config.training.cache_minibatch, 8) * world_size,
-        threads=max(1, data.num_workers * data.thread_per_worker),
-        prefetch=max(2, data.prefetch_factor),
-        latents=_Index(cache),
-        images=ImageSource(config.storage),
-    )
+    def add_images(self, cache: PersistentCache[ImageInBucket]) -> None:
+        """Encode the missing images until the cache is full."""
+        loader = self._loader(cache)
+        clock, total = _Clock(self.filled.seconds, cache.records), loader.num_batches(0)
+        for batch in loader.batches(0):
+            clock.lap("reading images")
+            missing = [sample for sample in batch.samples if sample.pixels is not None]
+            self.encoders.planes(missing, batch.size)
+            clock.lap("VAE")
+            self.filled.skipped += batch.skipped
+            self.filled.images += len(missing)
+            self.on_progress("images", batch.index + 1, total)
+            if cache.records.full:
+                break
+        self._finish(cache.records)
 
+    def add_captions(self, texts: ConditioningCache) -> None:
+        """Encode the missing captions until the cache is full."""
+        records = texts.on_disk[0].records
+        clock = _Clock(self.filled.seconds, records)
+        for cache in texts.on_disk:
+            cache.adds = True
+        waiting = self._missing_captions(texts)
+        while not records.full and (captions := list(islice(waiting, CAPTIONS_AT_A_TIME))):
+            clock.lap("reading captions")
+            self.encoders.texts(captions)
+            clock.lap("text encoder")
+            self.filled.captions += len(captions)
+        self._finish(records)
 
-def _fill_texts(
-    config: RunConfig,
-    dataset: Dataset,
-    encoders: Encoders,
-    place: tuple[int, int],
-    filled: Filled,
-    on_progress: OnProgress,
-) -> None:
-    texts = encoders.caches.texts
-    cache = texts.on_disk[0]
-    rank, world_size = place
-    clock, seen, total = _Clock(filled.seconds, cache.records), set[bytes](), len(dataset.metadata)
-    for each in texts.on_disk:
-        each.adds = True
-
-    def missing() -> Iterator[str]:
-        for row, caption in captions_shown(config, dataset):
-            key, _ = cache.key_of(caption)
-            # Split by key, so that no two ranks encode the same caption.
-            if key in seen or key[0] % world_size != rank:
+    def _missing_captions(self, texts: ConditioningCache) -> Iterator[str]:
+        seen, total = set[bytes](), len(self.dataset.metadata)
+        for row, caption in captions_shown(self.config, self.dataset):
+            key, _ = texts.on_disk[0].key_of(caption)
+            # Ranks share captions by their keys, so that no two encode the same one.
+            if key in seen or key[0] % self.world_size != self.rank:
                 continue
             seen.add(key)
             if not texts.knows(caption):
-                on_progress("captions", row, total)
+                self.on_progress("captions", row, total)
                 yield caption
 
-    waiting = missing()
-    while captions := list(islice(waiting, CAPTIONS_AT_A_TIME)):
-        clock.lap("reading captions")
-        encoders.texts(captions)
-        clock.lap("text encoder")
-        filled.captions += len(captions)
-        if cache.records.full:
-            return
+    def _finish(self, records: Cache) -> None:
+        records.seal()
+        self.filled.full = records.full
+
+    def _loader(self, cache: PersistentCache[ImageInBucket]) -> Loader:
+        config, data = self.config, self.config.dataloader
+        return Loader(
+            # Every row once, also those that are not in every epoch.
+            dataset=replace(self.dataset, batching=DEFAULT_BATCHING),
+            rules=PLAIN,
+            seed=0,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=max(config.training.cache_minibatch, 8) * self.world_size,
+            threads=max(1, data.num_workers * data.thread_per_worker),
+            prefetch=max(2, data.prefetch_factor),
+            latents=_Index(cache),
+            images=ImageSource(config.storage),
+        )
 
 
 def captions_shown(config: RunConfig, dataset: Dataset) -> Iterator[tuple[int, str]]:
-    """Every caption that the run may show, with the number of its row."""
+    """All captions that the run may show, with the number of their row."""
     yield 0, ""
     rules, seed = caption_rules(config), config.training.master_seed
     for index in np.flatnonzero(dataset.row_buckets >= 0):
