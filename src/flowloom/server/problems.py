@@ -1,4 +1,4 @@
-"""Everything that the service answers with an error, as RFC 9457 problem+json.
+"""Errors of the service, returned as RFC 9457 problem+json.
 
 ServiceError
 ├── NotJson                                              400
@@ -8,13 +8,13 @@ ServiceError
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
 ├── NotNow                                               409  the run is in another state
-├── Damaged                                              409  a file is not what it should be
+├── Damaged                                              409  a file is damaged or of the wrong kind
 ├── InUse, NeededToResume, NameTaken                        409
-├── Invalid                                              422  every problem with its JSON pointer
-├── Unreadable                                           403  the studio's user lacks the right
+├── Invalid                                              422  all problems, each with a JSON pointer
+├── Unreadable                                           403  the studio's user may not read it
 └── Unwritable                                           507  the disk is full or read-only
 
-`title` says what is wrong, `detail` where it came from, `hint` what to do.
+`title` says what is wrong, `detail` where, `hint` what to do.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ Printable = Annotated[str, AfterValidator(printable)]
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong with what was sent."""
+    """One problem of a request."""
 
     code: ProblemCode = Field(default="invalid", examples=["out-of-range"])
     where: str = Field(description="JSON pointer into the request.", examples=["/config/training/lr"])
     detail: Printable = Field(examples=["must be greater than 0, not -1."])
-    hint: Printable = Field(default="", description="What to do, where `detail` does not say it.")
+    hint: Printable = Field(default="", description="What to do.")
 
 
 class ProblemView(BaseModel):
@@ -66,11 +66,11 @@ class ProblemView(BaseModel):
 
 
 class ServiceError(FlowloomError):
-    """What is answered as a problem."""
+    """An error that is returned as a problem."""
 
     status: ClassVar[int] = 400
     code: ClassVar[str] = "bad-request"
-    title: ClassVar[str] = "This cannot be answered."
+    title: ClassVar[str] = "The request failed."
 
     def __init__(self, detail: str, hint: str = "", errors: Iterable[FieldProblem] = ()):
         super().__init__(detail)
@@ -78,7 +78,7 @@ class ServiceError(FlowloomError):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """What it may look like."""
+        """An example for OpenAPI."""
         return {
             "type": f"urn:flowloom:{cls.code}",
             "code": cls.code,
@@ -88,7 +88,7 @@ class ServiceError(FlowloomError):
         }
 
     def view(self) -> ProblemView:
-        """As it is sent."""
+        """The content of the response."""
         return ProblemView(
             type=f"urn:flowloom:{self.code}",
             code=self.code,
@@ -101,11 +101,11 @@ class ServiceError(FlowloomError):
 
 
 class NotJson(ServiceError):
-    status, code, title = 400, "not-json", "The body is no JSON."
+    status, code, title = 400, "not-json", "The body is not JSON."
 
 
 class TooLarge(ServiceError):
-    status, code, title = 413, "too-large", "That is too much at once."
+    status, code, title = 413, "too-large", "The request is too large."
 
 
 class TooSlow(ServiceError):
@@ -123,11 +123,11 @@ class NoSuchTrainer(ServiceError):
     status, code, title = 404, "no-such-trainer", "There is no such trainer."
 
     def __init__(self, name: str, known: Iterable[str]):
-        super().__init__(f"{name!r} is no trainer.", f"Choose one of {', '.join(known)}.")
+        super().__init__(f"There is no trainer {name!r}.", f"Choose one of {', '.join(known)}.")
 
 
 class NoSuchTask(ServiceError):
-    status, code, title = 404, "no-such-task", "Unknown task"
+    status, code, title = 404, "no-such-task", "There is no such task."
 
     def __init__(self, name: str, known: Iterable[str]):
         super().__init__(f"There is no task {name!r}.", f"Choose one of {', '.join(known)}.")
@@ -137,22 +137,24 @@ class NoSuchFile(ServiceError):
     status, code, title = 404, "no-such-file", "There is no such file."
 
     def __init__(self, name: str):
-        super().__init__(f"{name!r} is not there.", "List the folder above it to see what is.")
+        super().__init__(f"{name!r} does not exist.", "List its folder to see the available files.")
 
 
 class NoSuchRoot(ServiceError):
     status, code, title = 404, "no-such-root", "There is no such folder."
 
     def __init__(self, name: str, known: Iterable[str]):
-        super().__init__(f"{name!r} is none of the studio's folders.", f"They are {', '.join(known)}.")
+        super().__init__(
+            f"{name!r} is not one of the studio's folders.", f"Choose one of {', '.join(known)}."
+        )
 
 
 class OutsideRoots(ServiceError):
-    status, code, title = 403, "outside-roots", "That is outside of the studio's folders."
+    status, code, title = 403, "outside-roots", "The path is outside the studio's folders."
 
     def __init__(self, name: str):
-        hint = "Start the studio with --root NAME=DIR to open a folder to it."
-        super().__init__(f"{name!r} leads out of the folder.", hint)
+        hint = "To add a folder, start the studio with --root NAME=DIR."
+        super().__init__(f"{name!r} is outside the studio's folders.", hint)
 
 
 class Forbidden(ServiceError):
@@ -160,18 +162,18 @@ class Forbidden(ServiceError):
 
 
 class NotSignedIn(ServiceError):
-    status, code, title = 401, "not-signed-in", "This studio wants its token."
+    status, code, title = 401, "not-signed-in", "Sign-in is required."
 
     def __init__(self) -> None:
-        hint = "Send 'Authorization: Bearer TOKEN', or open the address that the studio printed."
-        super().__init__("The request came without the token, or with another one.", hint)
+        hint = "Send 'Authorization: Bearer TOKEN', or open the URL that the studio printed."
+        super().__init__("The token is missing or wrong.", hint)
 
 
 class TooManyTries(ServiceError):
     status, code, title = 429, "too-many-tries", "Too many wrong tokens came from this address."
 
     def __init__(self, wait_s: float):
-        super().__init__("The token was not looked at.", f"Try again in {math.ceil(wait_s)} s.")
+        super().__init__("The token was not checked.", f"Try again in {math.ceil(wait_s)} s.")
         self.wait_s = wait_s
 
 
@@ -184,11 +186,11 @@ class Damaged(ServiceError):
 
 
 class InUse(ServiceError):
-    status, code, title = 409, "in-use", "A run needs it."
+    status, code, title = 409, "in-use", "A run needs this file."
 
 
 class NeededToResume(ServiceError):
-    status, code, title = 409, "needed-to-resume", "A run would go on with it."
+    status, code, title = 409, "needed-to-resume", "A run needs this file to resume."
 
 
 class NameTaken(ServiceError):
@@ -196,11 +198,11 @@ class NameTaken(ServiceError):
 
 
 class Invalid(ServiceError):
-    status, code, title = 422, "invalid", "What was sent cannot be used."
+    status, code, title = 422, "invalid", "The request is invalid."
 
     @classmethod
     def of(cls, problems: Iterable[Problem], below: str = "/config") -> Invalid:
-        """From our own problems, dotted paths of what was sent at `below`."""
+        """From problems whose dotted paths begin at `below` in the request."""
         places = [
             FieldProblem(
                 code=problem.code,
@@ -211,16 +213,18 @@ class Invalid(ServiceError):
             for problem in problems
         ]
         return cls(
-            f"{len(places)} problem{'s' * (len(places) != 1)}.", "Mend each of them, then send again.", places
+            f"{len(places)} problem{'s' * (len(places) != 1)}.",
+            "Fix them, then send the request again.",
+            places,
         )
 
 
 class Unreadable(ServiceError):
-    status, code, title = 403, "unreadable", "The studio may not read that."
+    status, code, title = 403, "unreadable", "The studio may not read this file."
 
 
 class Unwritable(ServiceError):
-    status, code, title = 507, "unwritable", "The studio cannot write there."
+    status, code, title = 507, "unwritable", "The studio cannot write."
 
 
 def _pointer(below: str, path: str) -> str:
@@ -232,7 +236,7 @@ _ANYWHERE = (NotJson, NotSignedIn, Forbidden, TooLarge, Invalid, Unwritable)
 
 
 def problems(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: the errors that it answers, beside those that all do."""
+    """For a route's `responses`: its errors, and those of all routes."""
     by_status: dict[int | str, list[type[ServiceError]]] = {}
     for error in (*errors, *_ANYWHERE):
         by_status.setdefault(error.status, []).append(error)
@@ -247,7 +251,7 @@ def _documented(errors: Sequence[type[ServiceError]]) -> dict[str, Any]:
 
 
 def shows(answer: Any) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: an answer that says more than its schema does."""
+    """For a route's `responses`: an example of its response."""
     return {200: {"content": {"application/json": {"example": answer}}}}
 
 
@@ -279,7 +283,7 @@ def answer(error: ServiceError) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error as a problem."""
+    """Make `app` return every error as a problem."""
     app.add_exception_handler(FlowloomError, _on_ours)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -313,7 +317,7 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
                 detail="is not a field of this request." if is_unknown else detail["msg"],
             )
         )
-    hint = "Correct the fields that are named. /api/openapi.json describes every request."
+    hint = "Correct these fields. /api/openapi.json describes every request."
     return answer(Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", hint, places))
 
 
@@ -331,7 +335,7 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
         title=str(error.detail),
         status=error.status_code,
         detail=f"{request.method} {request.url.path}",
-        hint="See /api/openapi.json for what there is.",
+        hint="/api/openapi.json lists all routes.",
     )
     headers = dict(error.headers or {})
     return JSONResponse(view.model_dump(), error.status_code, headers, media_type=MEDIA_TYPE)
@@ -343,38 +347,38 @@ def _on_system(request: Request, error: Exception) -> JSONResponse:
         errno.ENOSPC: "Make room on the disk, then try again.",
         errno.EDQUOT: "Make room in your quota, then try again.",
         errno.EROFS: "The file system is read-only: mount it writable, or move the studio's home.",
-        errno.EACCES: "Give the studio's user the right to read and to write there.",
+        errno.EACCES: "Give the studio's user permission to read and write it.",
     }
     where = f"{error.strerror}: {error.filename}"
     if error.errno == errno.EACCES and _is_closed(error.filename):
-        return answer(Unreadable(where, "Give the studio's user the right to read it."))
+        return answer(Unreadable(where, "Give the studio's user permission to read it."))
     if error.errno in _NO_FILE:
-        return answer(Damaged(f"{error.filename}: {error.strerror}.", "Replace or remove what is there."))
+        return answer(Damaged(f"{error.filename}: {error.strerror}.", "Replace or remove it."))
     if error.errno in reasons:
         return answer(Unwritable(where, reasons[error.errno]))
     return _on_fault(request, error)
 
 
 _NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EOVERFLOW)
-"""A folder, a FIFO, a link in a circle, or far too much where a file should be."""
+"""A folder, a FIFO, a circular link or a huge file instead of a plain file."""
 
 
 def _is_closed(path: object) -> bool:
-    """Whether it is there, and not to be read."""
+    """True if it exists and is not readable."""
     return (
         isinstance(path, str) and os.path.lexists(path) and not os.access(path, os.R_OK, effective_ids=True)
     )
 
 
 def _on_nested(_: Request, _error: Exception) -> JSONResponse:
-    return answer(Invalid("It is nested more deeply than anything that is read here.", "Send a flatter one."))
+    return answer(Invalid("The body is nested too deeply.", "Send a flatter one."))
 
 
 def _on_fault(_: Request, error: Exception) -> JSONResponse:
     view = ProblemView(
         type="urn:flowloom:fault",
         code="fault",
-        title="The studio has a fault here.",
+        title="Internal error of the studio.",
         status=500,
         detail=f"{type(error).__name__}; the studio's log has the traceback.",
         hint="Please report it with the log.",

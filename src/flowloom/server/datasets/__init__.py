@@ -1,1 +1,1 @@
-"""Datasets of the studio: where they lie, what is in them, how they are filled, edited and undone."""
+"""Datasets of the studio: locations, index, uploads, edits and undo."""

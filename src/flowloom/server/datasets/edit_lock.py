@@ -13,7 +13,7 @@ from flowloom.server.problems import ServiceError
 T = TypeVar("T")
 Phase = Literal["scanning", "reading", "writing"]
 PATIENCE_S = 2.0
-"""How long an edit waits for the one before it."""
+"""Time that an edit waits for another one."""
 
 
 class EditUnderWay(ServiceError):
@@ -57,7 +57,7 @@ class EditLock:
             stage = self.stage or Stage("another edit")
             done = f"{stage.num_done:,} of {stage.num_total:,} captions are done"
             raise EditUnderWay(
-                f"{stage.title}: {stage.phase}, {done}.", "Wait for it: GET .../edits/progress."
+                f"{stage.title}: {stage.phase}, {done}.", "Wait until it ends: GET .../edits/progress."
             )
         try:
             self.stage, self.is_cancelled = Stage(title), False
@@ -71,17 +71,17 @@ class EditLock:
         self.is_cancelled = True
         return self.stage
 
-    def watch(self, phase: Phase, total: int, each: Iterable[T]) -> Iterator[T]:
-        """Pass on `each` of `total` and report progress. A cancelled edit writes no more.
+    def watch(self, phase: Phase, total: int, items: Iterable[T]) -> Iterator[T]:
+        """Pass on `items`, `total` in number, and report progress. A cancelled edit writes no more.
 
         Raises:
             EditCancelled: the edit was cancelled before it wrote anything.
         """
-        for number, one in enumerate(each, start=1):
+        for number, item in enumerate(items, start=1):
             if self.is_cancelled and phase == "writing":
                 return
             if self.is_cancelled:
                 raise EditCancelled("No caption was changed.", "To make the edit, send it again.")
             if self.stage:
                 self.stage = replace(self.stage, phase=phase, num_done=number, num_total=total)
-            yield one
+            yield item

@@ -1,7 +1,7 @@
-"""Edits of many captions: shown first, written down before they are made, and undone by what was written.
+"""Edits of many captions, which can be previewed, cancelled and undone.
 
-The journal of an edit holds each caption before and after. It is whole on the disk before the first caption
-changes, so that an edit that was cut short is undone like any other.
+The journal of an edit has each caption before and after. It is complete on the disk before the first caption
+changes, so that an interrupted edit can be undone like any other.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from flowloom.server.problems import FieldProblem, NoSuchFile, OutsideRoots, Ser
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
-"""Edits of a dataset that can still be undone."""
+"""Number of edits of a dataset that can be undone."""
 NAMED = 20
-"""Examples in a refusal."""
+"""Number of examples in an error."""
 
 
 class Unreadable(ServiceError):
-    status, code, title = 409, "unreadable", "This caption cannot be edited."
+    status, code, title = 409, "caption-unreadable", "This caption cannot be edited."
 
 
 class CaptionChanged(ServiceError):
-    status, code, title = 412, "caption-changed", "The caption was changed meanwhile."
+    status, code, title = 412, "caption-changed", "The caption has changed since it was read."
 
 
 class EditChanged(ServiceError):
-    status, code, title = 412, "edit-changed", "The captions are no longer those of the preview."
+    status, code, title = 412, "edit-changed", "The captions have changed since the preview."
 
 
 class ChangedMeanwhile(ServiceError):
-    status, code, title = 409, "changed-meanwhile", "Some captions were changed since."
+    status, code, title = 409, "changed-meanwhile", "Some captions have changed since the edit."
 
 
 class NoSuchEdit(ServiceError):
@@ -77,20 +77,20 @@ class Example:
 
 @dataclass
 class Plan:
-    """What an edit would do."""
+    """The effect of an edit that is not made yet."""
 
     num_matching: int = 0
     num_changed: int = 0
     examples: list[Example] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    """Items whose captions cannot be read, which stay as they are."""
+    """Items whose captions cannot be read and stay unchanged."""
     version: str = ""
-    """Another one when the edit would do something else."""
+    """Changes if the edit would have another effect."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One that was made."""
+    """An edit that was made."""
 
     id: str
     time: float
@@ -98,9 +98,9 @@ class Edit:
     num_changed: int
     undoes: str | None = None
     changed_meanwhile: tuple[str, ...] = ()
-    """Items that were left as they are, since somebody changed them between look and write."""
+    """Items left unchanged because another program changed them after they were read."""
     is_whole: bool = True
-    """False: it was cancelled while it wrote, and changed no more than it counts."""
+    """False: it was cancelled while writing; `num_changed` captions were changed."""
 
 
 class Editor:
@@ -118,7 +118,7 @@ class Editor:
         self.lock = lock
 
     def read(self, item: str) -> Caption:
-        """The caption of `item` as it is now.
+        """The current caption of `item`.
 
         Raises:
             NoSuchFile: there is no such image.
@@ -144,25 +144,25 @@ class Editor:
             place, data = self._content(item)
             now = self.store.caption(place, data)
             if "*" not in versions and now.version not in versions:
-                hint = f"It is now: {now.text:.200}. Read it again, and decide between the two."
+                hint = f"Read it again and merge the changes. It is now: {now.text:.200}"
                 raise CaptionChanged(f"The caption of {item} has version {now.version}.", hint)
             after = self.store.edited(place, data, text.strip().split("\n"))
             if after != data and self._write([Change(item, place, data, after)]).changed_meanwhile:
                 raise CaptionChanged(
-                    f"The caption of {item} was just written by another program.", "Read it again."
+                    f"Another program has just written the caption of {item}.", "Read it again."
                 )
             return self.store.caption(place, after)
 
-    def plan(self, operation: Operation, wanted: Filter, num_examples: int) -> Plan:
-        """What `operation` would do to the captions of `wanted`."""
+    def plan(self, operation: Operation, selected: Filter, num_examples: int) -> Plan:
+        """The effect of `operation` on the captions of the `selected` images."""
         self.index.refresh(is_strict=True)
         plan = Plan()
-        for _ in self._edited_rows(operation, self.index.rows(wanted), plan, num_examples):
+        for _ in self._edited_rows(operation, self.index.rows(selected), plan, num_examples):
             pass
         return plan
 
-    def make(self, operation: Operation, wanted: Filter, version: str | None, title: str) -> Edit:
-        """Apply `operation` to the captions of `wanted`.
+    def make(self, operation: Operation, selected: Filter, version: str | None, title: str) -> Edit:
+        """Apply `operation` to the captions of the `selected` images.
 
         Args:
             version: of the plan; None accepts any.
@@ -175,14 +175,14 @@ class Editor:
         with self.lock.take(title), self._open():
             self.index.refresh(is_strict=True)
             plan, changed = Plan(), list[CaptionRef]()
-            num_matching, _ = self.index.page(wanted, "name", 0, 0)
-            rows = self.lock.watch("reading", num_matching, self.index.rows(wanted))
+            num_matching, _ = self.index.page(selected, "name", 0, 0)
+            rows = self.lock.watch("reading", num_matching, self.index.rows(selected))
             with self._journal(
                 self._changes(self._edited_rows(operation, rows, plan, 0), changed)
             ) as journal:
                 if version not in (None, plan.version):
-                    hint = "Ask for the preview again, and send its version."
-                    raise EditChanged(f"{plan.num_changed:,} captions would be changed now.", hint)
+                    hint = "Request the preview again, and send its version."
+                    raise EditChanged(f"The edit would now change {plan.num_changed:,} captions.", hint)
                 return self._apply(journal, title, None, changed)
 
     def undo(self, edit_id: str, *, is_partial: bool) -> Edit:
@@ -205,23 +205,23 @@ class Editor:
             with self._journal(pending(self.store, changes, changed, is_undo=True)) as journal:
                 if changed and not is_partial:
                     places = [
-                        FieldProblem(where=f"/{ref.item}", detail="was changed after this edit.")
+                        FieldProblem(where=f"/{ref.item}", detail="has changed since this edit.")
                         for ref in changed[:NAMED]
                     ]
                     hint = "Undo the later edits first, or send is_partial to restore all others."
                     raise ChangedMeanwhile(
-                        f"{len(changed):,} of {edit.num_changed:,} captions were changed since.", hint, places
+                        f"{len(changed):,} of {edit.num_changed:,} captions have changed since.", hint, places
                     )
                 return self._apply(journal, title, edit_id, changed)
 
     def edits(self) -> list[Edit]:
-        """Those that can be undone, the latest first."""
+        """Edits that can be undone, newest first."""
         found = [edit for path in self.folder.glob("*.json") if (edit := _read(path))]
         return sorted(found, key=lambda edit: edit.time, reverse=True)
 
     @contextmanager
     def _open(self) -> Generator[None]:
-        """Answer errors of the captions as problems, and close the store at the end."""
+        """Raise errors of the captions as problems, and close the store at the end."""
         try:
             yield
         except OutsideFolder as error:
@@ -232,7 +232,7 @@ class Editor:
             self.store.close()
 
     def _content(self, item: str) -> tuple[str, bytes | None]:
-        """Where the caption of `item` is, and the content there."""
+        """The place of the caption of `item`, and its content."""
         row = self.index.get(item)
         if row is None:
             self.index.refresh(is_strict=True)
@@ -246,7 +246,7 @@ class Editor:
         return place, data
 
     def _place(self, row: Row) -> str:
-        """The line, or the caption file; of an image without one, where it would be."""
+        """The line, or the caption file, which may not exist yet."""
         if row.position or row.sidecar:
             return row.sidecar or row.item
         is_only = len(self.index.namesakes(row.item.rpartition(".")[0])) < 2
@@ -255,7 +255,7 @@ class Editor:
     def _edited_rows(
         self, operation: Operation, rows: Iterable[Row], plan: Plan, num_examples: int
     ) -> Iterator[tuple[Row, str]]:
-        """The captions of `rows` that `operation` changes, with what they shall say."""
+        """The rows whose captions `operation` changes, with the new captions."""
         digest = hashlib.blake2b(digest_size=12)
         for row in rows:
             plan.num_matching += 1

@@ -1,7 +1,7 @@
-"""The list of a dataset's pictures, held in step with its files.
+"""The index of a dataset's images, updated from its files.
 
-It holds nothing that the files do not: it is made anew whenever it is damaged or missing. Small sets are
-looked at again for every request, large ones behind the scenes.
+Everything in it comes from the files, so a damaged or missing index is built again. Small datasets are
+scanned for every request, large ones in the background.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from flowloom.server.datasets.table import Table
 from flowloom.server.problems import ServiceError
 
 REST = 20
-"""A scan is followed by a rest of so many times its length."""
+"""A scan is followed by a rest of REST times its duration."""
 SHORT_S, LEAST_REST_S = 0.1, 0.3
-"""A short scan is done again for nearly every request."""
+"""A scan shorter than SHORT_S is repeated for almost every request."""
 LEAST_REST_IN_STORES_S = 30.0
 SIZES_WAIT_S = 0.2
 AT_ONCE = 500
@@ -35,34 +35,34 @@ AT_ONCE = 500
 
 @dataclass
 class ScanState:
-    """How far the list agrees with the files."""
+    """Progress of the scan that updates the index."""
 
     is_running: bool = False
     phase: Literal["", "names", "sizes"] = ""
     num_done: int = 0
     finished: float = 0.0
-    """When the last scan ended, in seconds since 1970; 0: never."""
+    """End of the last scan in seconds since 1970; 0: never."""
     error: str = ""
     names_are_read: threading.Event = field(default_factory=threading.Event)
     all_is_read: threading.Event = field(default_factory=threading.Event)
 
 
 class Index(Table):
-    """The pictures of one dataset. Every method may be called from any thread."""
+    """The images of one dataset. Every method may be called from any thread."""
 
     def __init__(self, dataset: Dataset, state_dir: Path):
         super().__init__(dataset, state_dir)
         self.state = ScanState()
         self._starting = threading.Lock()
-        self._rested: float | None = None
-        """When the last scan ended, by a clock that nobody sets."""
+        self._ended: float | None = None
+        """End of the last scan by the monotonic clock."""
         self._length_s = 0.0
 
     def refresh(self, wait_s: float = 2.0, *, is_strict: bool = False) -> ScanState:
-        """Have the files looked at again where that is due, and wait a little for what they say.
+        """Start a scan if one is due, and wait up to `wait_s` for its names and captions.
 
         Args:
-            is_strict: wait until a scan that begins now has read all names and captions.
+            is_strict: start a scan now, and wait until it has read all names and captions.
         """
         with self._starting:
             if is_strict and self.state.is_running:
@@ -82,7 +82,7 @@ class Index(Table):
         if self.is_lost:
             self.is_lost = False
             return True
-        return self._rested is None or time.monotonic() - self._rested > rest
+        return self._ended is None or time.monotonic() - self._ended > rest
 
     def _scan(self, state: ScanState) -> None:
         began = time.monotonic()
@@ -98,7 +98,7 @@ class Index(Table):
         except (OSError, sqlite3.Error, ServiceError) as error:
             state.error = str(error)
         finally:
-            self._rested = time.monotonic()
+            self._ended = time.monotonic()
             state.is_running, state.phase = False, ""
             state.names_are_read.set()
             state.all_is_read.set()
@@ -132,27 +132,27 @@ class Index(Table):
             self.version += 1
 
     def _scan_bucket(self, state: ScanState) -> None:
-        told = {
+        request = {
             "verb": "list",
             "url": self.dataset.url,
             "storage": self.dataset.storage,
             "index": str(self.path),
         }
         self.begin_seeing()
-        with running("flowloom.server.datasets.storage_process", json.dumps(told)) as lines:
-            while some := [json.loads(line) for line in islice(lines, AT_ONCE)]:
-                rows = [Row._make(row) for row in some if len(row) > 1]
-                self.see([row[0] for row in some], rows)
-                state.num_done += len(some)
+        with running("flowloom.server.datasets.storage_process", json.dumps(request)) as lines:
+            while batch := [json.loads(line) for line in islice(lines, AT_ONCE)]:
+                rows = [Row._make(row) for row in batch if len(row) > 1]
+                self.see([row[0] for row in batch], rows)
+                state.num_done += len(batch)
         self.end_seeing()
 
     def _measure(self, state: ScanState) -> None:
-        """Read the headers of pictures whose size is not known yet."""
+        """Read the headers of images whose size is not known yet."""
         state.num_done, last = 0, 0
-        question = "SELECT rowid, item FROM images WHERE rowid > ? AND width IS NULL ORDER BY rowid LIMIT ?"
+        query = "SELECT rowid, item FROM images WHERE rowid > ? AND width IS NULL ORDER BY rowid LIMIT ?"
         while self.state is state:
             with self._read() as base:
-                found = base.execute(question, (last, AT_ONCE)).fetchall()
+                found = base.execute(query, (last, AT_ONCE)).fetchall()
             if not found:
                 return
             measured = []
@@ -168,7 +168,7 @@ class Index(Table):
             state.num_done += len(found)
 
     def update_captions(self, changes: Iterable[Change]) -> None:
-        """Read the captions that were just written beside the images of a folder."""
+        """Read the captions that were just written for images of a folder."""
         folder = self.dataset.folder
         sidecars = ((change.item, change.place if change.after is not None else "") for change in changes)
         images = (seen for item, sidecar in sidecars for seen in seen_one(folder, item, sidecar))

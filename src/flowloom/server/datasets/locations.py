@@ -1,8 +1,8 @@
-"""What datasets there are.
+"""The datasets of the studio.
 
-Each is something in the root `data`, and is called as that is: a folder of pictures, a FLOW JSONL, or a file
-`NAME.dataset.json` that says where a dataset outside of that root lies: a folder or a JSONL in another root,
-or a bucket. What is deleted goes to `data/.trash` and can be had back from there.
+Each is an entry of the root `data` and has its name: a folder of images, a FLOW JSONL, or a file
+`NAME.dataset.json` that links to a dataset elsewhere: a folder or JSONL in another root, or a bucket. Deleted
+datasets are moved to `data/.trash` and can be restored.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Kind = Literal["folder", "jsonl", "bucket"]
 LINK = ".dataset.json"
 TRASH = ".trash"
 MAX_NAME_BYTES = 150
-_BESIDE = ("", SUFFIX, ".index", ".problems")
-"""What goes with a JSONL."""
-_UNFIT = re.compile(r"[/\\\x00-\x1f\x7f]")
+_JSONL_SUFFIXES = ("", SUFFIX, ".index", ".problems")
+"""Suffixes of a JSONL and of the files that belong to it."""
+_INVALID = re.compile(r"[/\\\x00-\x1f\x7f]")
 _TRASH_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _BUCKET = re.compile(r"(s3|gs|az)://[^/@\s]+(/[^\x00-\x1f]*)?")
 
@@ -43,38 +43,38 @@ class NoSuchDataset(ServiceError):
 
 
 class DatasetTaken(ServiceError):
-    status, code, title = 409, "dataset-taken", "There is a dataset of this name."
+    status, code, title = 409, "dataset-taken", "A dataset of this name exists."
 
 
 class WrongKind(ServiceError):
-    status, code, title = 409, "wrong-kind", "A dataset of this kind cannot do that."
+    status, code, title = 409, "wrong-kind", "Datasets of this kind do not support this."
 
 
 class InvalidName(ServiceError):
-    status, code, title = 422, "invalid-name", "That name cannot be used."
+    status, code, title = 422, "invalid-name", "The name is invalid."
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset, and where it is."""
+    """A dataset and its location."""
 
     name: str
     kind: Kind
     path: Path | None = None
-    """The folder or the JSONL, by its real path; None of a bucket."""
+    """The real path of the folder or JSONL; None for a bucket."""
     url: str = ""
-    """Of a bucket."""
+    """URL of a bucket."""
     storage: dict[str, Any] = field(default_factory=dict)
-    """How the bucket is reached: endpoint, region ...; no keys."""
+    """Access to the bucket: endpoint, region ...; no keys."""
     is_link: bool = False
-    """It lies elsewhere: to delete it forgets it, and what it has stays."""
+    """Stored elsewhere: deleting it removes only the link."""
 
     @property
     def folder(self) -> Path:
-        """Where its files are put.
+        """The folder of its files.
 
         Raises:
-            WrongKind: it is no folder.
+            WrongKind: it is not a folder.
         """
         if self.kind != "folder" or self.path is None:
             raise WrongKind(f"{self.name!r} is a {self.kind}.", "Use a dataset that is a folder.")
@@ -82,14 +82,14 @@ class Dataset:
 
     @property
     def images_dir(self) -> Path | None:
-        """What the names of its pictures are relative to; None of a bucket."""
+        """The folder that image names are relative to; None for a bucket."""
         if self.kind == "jsonl" and self.path is not None:
             return recorded_root(self.path) or self.path.parent
         return self.path
 
     @property
     def key(self) -> str:
-        """What tells it from all others, by whatever name it goes."""
+        """Identity that does not depend on its name."""
         return self.url or str(self.path)
 
 
@@ -100,11 +100,11 @@ class Trashed:
     id: str
     name: str
     time: float
-    """When, in seconds since 1970."""
+    """Seconds since 1970."""
 
 
 class DatasetLocations:
-    """The datasets in the root `data`, whatever put them there."""
+    """The datasets in the root `data`."""
 
     def __init__(self, roots: AllowedRoots):
         self.roots = roots
@@ -119,26 +119,25 @@ class DatasetLocations:
         found: dict[str, Dataset] = {}
         if self.home.is_dir():
             for path in sorted(self.home.iterdir(), key=lambda path: not path.is_dir()):
-                known = self._of(path)
-                if known:
-                    found.setdefault(known.name, known)
-        return sorted(found.values(), key=lambda one: one.name.casefold())
+                if dataset := self._of(path):
+                    found.setdefault(dataset.name, dataset)
+        return sorted(found.values(), key=lambda dataset: dataset.name.casefold())
 
     def get(self, name: str) -> Dataset:
         """The dataset called `name`.
 
         Raises:
-            NoSuchDataset: there is none, or it leads out of the roots.
+            NoSuchDataset: it does not exist, or is outside the roots.
         """
-        if not _unfitness(name):
+        if not _invalidity(name):
             for path in (self.home / name, self.home / f"{name}{LINK}"):
-                known = self._of(path)
-                if known and known.name == name:
-                    return known
+                dataset = self._of(path)
+                if dataset and dataset.name == name:
+                    return dataset
         raise NoSuchDataset(name)
 
     def recipe_of(self, dataset: Dataset) -> Recipe | None:
-        """How a JSONL was built, where that was from a folder in the roots; else None."""
+        """The recipe of a JSONL that was built from a folder in the roots; else None."""
         recipe = recipe_of(dataset.path) if dataset.kind == "jsonl" and dataset.path else None
         if recipe is None:
             return None
@@ -146,66 +145,69 @@ class DatasetLocations:
         return recipe if all(map(self._holds, folders)) else None
 
     def create(self, name: str) -> Dataset:
-        """Make an empty folder.
+        """Create an empty folder.
 
         Raises:
-            DatasetTaken, InvalidName: as their names say.
+            DatasetTaken: a dataset has this name.
+            InvalidName: the name cannot be used.
         """
         name = self.free_name(name)
         if name.lower().endswith(".jsonl"):
-            raise InvalidName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
+            raise InvalidName(f"{name!r} is the name of a JSONL.", "Choose another name for the folder.")
         self.home.mkdir(parents=True, exist_ok=True)
         try:
             (self.home / name).mkdir()
         except FileExistsError:
-            raise DatasetTaken(f"{name!r} is there already.", "Choose another name.") from None
+            raise DatasetTaken(f"{name!r} exists already.", "Choose another name.") from None
         return self.get(name)
 
-    def link(self, name: str, where: Path | str, storage: dict[str, Any]) -> Dataset:
-        """Remember a folder or JSONL in a root, or the address of a bucket, as the dataset `name`.
+    def link(self, name: str, location: Path | str, storage: dict[str, Any]) -> Dataset:
+        """Register a folder or JSONL in a root, or the URL of a bucket, as the dataset `name`.
 
         Raises:
-            DatasetTaken, InvalidName: as their names say.
-            OutsideRoots, NoSuchFile: the path is not one in a root.
-            Forbidden: it is where runs lie.
+            DatasetTaken: a dataset has this name.
+            InvalidName: the name or URL cannot be used.
+            OutsideRoots, NoSuchFile: there is no such path in a root.
+            Forbidden: the path overlaps the folder of runs.
         """
         name = self.free_name(name)
-        if isinstance(where, Path):
-            if not self.roots.contains(where):
-                raise OutsideRoots(str(where))
-            if self.roots.overlaps_runs(where):
-                hint = "Copy its pictures to a folder of another root."
-                raise Forbidden(f"{where} reaches into the folder of runs.", hint)
-            if not (where.is_dir() or (where.is_file() and where.suffix.lower() == ".jsonl")):
-                raise NoSuchFile(str(where))
-        elif not _BUCKET.fullmatch(where):
-            raise InvalidName(
-                f"{where!r} is no address of a bucket.", "Write s3://BUCKET or s3://BUCKET/FOLDER."
-            )
-        told = {"path": str(where.resolve())} if isinstance(where, Path) else {"url": where.rstrip("/")}
+        if isinstance(location, Path):
+            if not self.roots.contains(location):
+                raise OutsideRoots(str(location))
+            if self.roots.overlaps_runs(location):
+                hint = "Copy its images to a folder of another root."
+                raise Forbidden(f"{location} overlaps the folder of runs.", hint)
+            if not (location.is_dir() or (location.is_file() and location.suffix.lower() == ".jsonl")):
+                raise NoSuchFile(str(location))
+            target = {"path": str(location.resolve())}
+        elif _BUCKET.fullmatch(location):
+            target = {"url": location.rstrip("/")}
+        else:
+            hint = "Use s3://BUCKET or s3://BUCKET/FOLDER."
+            raise InvalidName(f"{location!r} is not the URL of a bucket.", hint)
         self.home.mkdir(parents=True, exist_ok=True)
-        write_json(self.home / f"{name}{LINK}", told | {"storage": storage})
+        write_json(self.home / f"{name}{LINK}", target | {"storage": storage})
         return self.get(name)
 
     def delete(self, name: str) -> Trashed:
-        """Move a dataset to the trash; of one that lies elsewhere only what tells of it.
+        """Move a dataset to the trash; of one stored elsewhere only the link.
 
         Raises:
-            NoSuchDataset: there is none.
+            NoSuchDataset: it does not exist.
         """
-        known = self.get(name)
+        dataset = self.get(name)
         trash_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         folder = self.home / TRASH / trash_id
         (folder / "content").mkdir(parents=True)
-        ends = (LINK,) if known.is_link else _BESIDE if known.kind == "jsonl" else ("",)
+        suffixes = (LINK,) if dataset.is_link else _JSONL_SUFFIXES if dataset.kind == "jsonl" else ("",)
         write_json(folder / "trash.json", {"name": name, "time": time.time()})
-        for path in (self.home / f"{name}{end}" for end in ends):
+        for path in (self.home / f"{name}{suffix}" for suffix in suffixes):
             if path.is_symlink() or path.exists():
                 path.rename(folder / "content" / path.name)
         return Trashed(trash_id, name, time.time())
 
     def trash(self) -> list[Trashed]:
-        """What was deleted, the latest first."""
+        """Deleted datasets, newest first."""
         folders = sorted((self.home / TRASH).glob("*/trash.json"), reverse=True)
         return [found for path in folders if (found := _trashed(path))]
 
@@ -214,17 +216,17 @@ class DatasetLocations:
 
         Raises:
             NoSuchDataset: it is not in the trash.
-            DatasetTaken: another one has its name now.
+            DatasetTaken: another dataset has its name now.
         """
-        folder, known = self._in_trash(trash_id)
-        self.free_name(known.name)
+        folder, trashed = self._in_trash(trash_id)
+        self.free_name(trashed.name)
         for path in sorted((folder / "content").iterdir()):
             path.rename(self.home / path.name)
         shutil.rmtree(folder)
-        return self.get(known.name)
+        return self.get(trashed.name)
 
     def destroy(self, trash_id: str) -> None:
-        """Remove a deleted dataset for good.
+        """Delete a dataset in the trash permanently.
 
         Raises:
             NoSuchDataset: it is not in the trash.
@@ -234,28 +236,29 @@ class DatasetLocations:
 
     def _in_trash(self, trash_id: str) -> tuple[Path, Trashed]:
         folder = self.home / TRASH / trash_id
-        known = _trashed(folder / "trash.json") if _TRASH_ID.fullmatch(trash_id) else None
-        if known is None:
+        trashed = _trashed(folder / "trash.json") if _TRASH_ID.fullmatch(trash_id) else None
+        if trashed is None:
             raise NoSuchDataset(trash_id)
-        return folder, known
+        return folder, trashed
 
     def free_name(self, name: str) -> str:
-        """`name`, where no dataset has it.
+        """`name`, in Unicode's composed form, if it is free.
 
         Raises:
-            InvalidName, DatasetTaken: as their names say.
+            InvalidName: the name cannot be used.
+            DatasetTaken: a dataset has this name.
         """
         name = unicodedata.normalize("NFC", name)
-        if reason := _unfitness(name):
+        if reason := _invalidity(name):
             raise InvalidName(f"{name!r} {reason}.", "Choose another name.")
-        if any((self.home / f"{name}{end}").exists() for end in ("", LINK)):
-            raise DatasetTaken(f"{name!r} is there already.", "Choose another name.")
+        if any((self.home / f"{name}{suffix}").exists() for suffix in ("", LINK)):
+            raise DatasetTaken(f"{name!r} exists already.", "Choose another name.")
         return name
 
     def _of(self, path: Path) -> Dataset | None:
-        """The dataset that `path` in the root is or tells of; None where it is none, or leads out."""
+        """The dataset at `path`, or that it links to; None if it is not a dataset, or outside the roots."""
         name = path.name
-        if _unfitness(name) or not self._holds(path):
+        if _invalidity(name) or not self._holds(path):
             return None
         if name.endswith(LINK):
             return self._linked(path)
@@ -264,24 +267,24 @@ class DatasetLocations:
     def _holds(self, path: Path) -> bool:
         try:
             return self.roots.contains(path) and not self.roots.overlaps_runs(path)
-        except (OSError, RuntimeError, ValueError):  # a link in a circle, ~nobody, a name that is no name
+        except (OSError, RuntimeError, ValueError):  # a circular link, an unknown ~user, an invalid name
             return False
 
     def _linked(self, path: Path) -> Dataset | None:
         name = path.name.removesuffix(LINK)
         try:
-            told = read_json(path)
-            where, url, storage = told.get("path"), told.get("url"), told.get("storage", {})
+            link = read_json(path)
+            target, url, storage = link.get("path"), link.get("url"), link.get("storage", {})
             StorageSection.model_validate(storage)
         except (OSError, ValueError, AttributeError):
             return None
-        if not name or _unfitness(name):
+        if not name or _invalidity(name):
             return None
         if isinstance(url, str) and _BUCKET.fullmatch(url):
             return Dataset(name, "bucket", url=url, storage=storage, is_link=True)
-        if not isinstance(where, str) or "\0" in where or not self._holds(Path(where)):
+        if not isinstance(target, str) or "\0" in target or not self._holds(Path(target)):
             return None
-        return _local(name, Path(where).resolve(), is_link=True)
+        return _local(name, Path(target).resolve(), is_link=True)
 
 
 def _local(name: str, path: Path, *, is_link: bool = False) -> Dataset | None:
@@ -292,22 +295,22 @@ def _local(name: str, path: Path, *, is_link: bool = False) -> Dataset | None:
     return None
 
 
-def _unfitness(name: str) -> str:
-    """Why `name` cannot be that of a dataset; nothing where it can."""
+def _invalidity(name: str) -> str:
+    """The reason why `name` cannot be the name of a dataset; empty if it can."""
     if not name or name != name.strip() or name.startswith("."):
-        return "is empty, begins with a dot, or has spaces at its ends"
-    if _UNFIT.search(name):
-        return "has a slash or a control character in it"
+        return "is empty, begins with a dot, or begins or ends with a space"
+    if _INVALID.search(name):
+        return "contains a slash or control character"
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
-        return "is not Unicode"
+        return "is not valid Unicode"
     return f"is longer than {MAX_NAME_BYTES} bytes" if length > MAX_NAME_BYTES else ""
 
 
 def _trashed(path: Path) -> Trashed | None:
     try:
-        told = read_json(path)
-        return Trashed(path.parent.name, str(told["name"]), float(told["time"]))
+        record = read_json(path)
+        return Trashed(path.parent.name, str(record["name"]), float(record["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""What can be done to many captions at once: pure functions of one caption."""
+"""Operations on captions: pure functions of one caption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tag = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^,\r\n\x00]+$")
 ]
 LONGEST_QUOTE, TAGS_NAMED = 60, 5
-"""Letters and tags that a list of edits shows of one."""
+"""Number of letters and tags in the title of an edit."""
 Tags = Annotated[list[Tag], Field(min_length=1, max_length=1000)]
 
 
@@ -21,18 +21,18 @@ class _Operation(BaseModel):
 
 
 class AddTags(_Operation):
-    """Add tags that are not there yet; to prose, at its beginning or end as well."""
+    """Add missing tags at the start or end, also of prose."""
 
     kind: Literal["add"]
     tags: Tags = Field(examples=[["fox", "snow"]])
     where: Literal["start", "end"] = "end"
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         return f"Added {_named(self.tags)} at the {self.where}"
 
     def apply(self, line: str) -> str:
-        """One caption with it done."""
+        """The changed caption."""
         tags = split(line)
         known = {tag.casefold() for tag in tags}
         new = [tag for tag in dict.fromkeys(self.tags) if tag.casefold() not in known]
@@ -40,34 +40,34 @@ class AddTags(_Operation):
 
 
 class RemoveTags(_Operation):
-    """Take tags out, whatever their letter case."""
+    """Remove tags, ignoring letter case."""
 
     kind: Literal["remove"]
     tags: Tags = Field(examples=[["fox", "snow"]])
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         return f"Removed {_named(self.tags)}"
 
     def apply(self, line: str) -> str:
-        """One caption with it done."""
-        gone = {tag.casefold() for tag in self.tags}
-        return joined([tag for tag in split(line) if tag.casefold() not in gone], line)
+        """The changed caption."""
+        removed = {tag.casefold() for tag in self.tags}
+        return joined([tag for tag in split(line) if tag.casefold() not in removed], line)
 
 
 class ReplaceTag(_Operation):
-    """Write one tag for another, and only once."""
+    """Replace a tag, without creating a duplicate."""
 
     kind: Literal["replace"]
     tag: Tag = Field(examples=["grey fur"])
     by: Tag = Field(examples=["silver fur"])
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         return f"Replaced the tag {_quoted(self.tag)} with {_quoted(self.by)}"
 
     def apply(self, line: str) -> str:
-        """One caption with it done."""
+        """The changed caption."""
         old, new = self.tag.casefold(), self.by.casefold()
         tags: list[str] = []
         for tag in split(line):
@@ -78,20 +78,20 @@ class ReplaceTag(_Operation):
 
 
 class ReorderTags(_Operation):
-    """Some tags first, the others as they stand or by the alphabet, none twice; prose stays as it is."""
+    """Move tags to the front, keep or sort the others, and drop duplicates. Prose stays unchanged."""
 
     kind: Literal["reorder"]
     first: list[Tag] = Field([], max_length=1000, examples=[["fox"]])
     rest: Literal["as_is", "sorted"] = "as_is"
     drop_repeated: bool = True
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         rest = " and sorted the rest" if self.rest == "sorted" else ""
         return (f"Moved {_named(self.first)} to the front" if self.first else "Reordered the tags") + rest
 
     def apply(self, line: str) -> str:
-        """One caption with it done."""
+        """The changed caption."""
         if not is_tags(line):
             return line
         places = {tag.casefold(): place for place, tag in enumerate(self.first)}
@@ -104,35 +104,35 @@ class ReorderTags(_Operation):
 
 
 class ReplaceText(_Operation):
-    """Write one text for another anywhere in a caption."""
+    """Replace a text anywhere in a caption."""
 
     kind: Literal["replace_text"]
-    text: str = Field(min_length=1, max_length=10_000, examples=["a picture of "])
+    text: str = Field(min_length=1, max_length=10_000, examples=["an image of "])
     by: str = Field("", max_length=10_000)
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         if not self.by:
             return f"Removed the text {_quoted(self.text)}"
         return f"Replaced {_quoted(self.text)} with {_quoted(self.by)}"
 
     def apply(self, line: str) -> str:
-        """One caption with it done."""
+        """The changed caption."""
         return line.replace(self.text, self.by)
 
 
 class SetText(_Operation):
-    """One caption for all: for those without one, say."""
+    """Set the same caption, for example for images without one."""
 
     kind: Literal["set"]
     text: str = Field(max_length=10_000, examples=["a fox"])
 
-    def words(self) -> str:
-        """What it does, for the list of edits."""
+    def title(self) -> str:
+        """The title in the list of edits."""
         return f"Set the caption to {_quoted(self.text)}" if self.text else "Cleared the captions"
 
-    def apply(self, line: str) -> str:  # noqa: ARG002 -- whatever stood there
-        """One caption with it done."""
+    def apply(self, line: str) -> str:  # noqa: ARG002 -- the old caption does not matter
+        """The changed caption."""
         return self.text
 
 
@@ -142,7 +142,7 @@ Operation = Annotated[
 
 
 def applied(operation: Operation, caption: str) -> str:
-    """`caption` with the operation done to each of its lines."""
+    """`caption` with the operation applied to each of its lines."""
     if isinstance(operation, ReplaceText | SetText):
         return operation.apply(caption)
     return "\n".join(operation.apply(line) for line in caption.split("\n"))
@@ -164,5 +164,5 @@ def split(line: str) -> list[str]:
 
 
 def joined(tags: list[str], before: str) -> str:
-    """The tags as a caption; `before` itself, with its own spaces, where they are still the same."""
+    """The tags as a caption, or `before` with its spaces if the tags are the same."""
     return before if tags == split(before) else ", ".join(tags)

@@ -1,4 +1,4 @@
-"""All datasets with what is kept of each: its list of pictures, and the one editor of its captions."""
+"""All datasets, each with its index of images and its editor of captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowloom.server.datasets.index import Index, stamp_of
 from flowloom.server.datasets.locations import Dataset, DatasetLocations
 
 REST, LEAST_REST_S = 20, 5.0
-"""A comparison with a folder is made again after a rest of so many times its length."""
+"""A comparison with a folder is repeated after REST times its duration, at least LEAST_REST_S."""
 
 
 @dataclass
@@ -28,27 +28,27 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Compared:
-    """How a JSONL compared with its folder, and what both looked like then."""
+    """A comparison of a JSONL with its folder, and the state of both at that time."""
 
-    looks: tuple[str, int]
+    state: tuple[str, int]
     freshness: Freshness | None
     ended: float
-    """By a clock that is never set."""
+    """By the monotonic clock."""
     length_s: float
 
-    def holds(self, looks: tuple[str, int]) -> bool:
-        """Whether it is still to be believed."""
+    def holds(self, state: tuple[str, int]) -> bool:
+        """True if the comparison is still current."""
         rest = max(LEAST_REST_S, REST * self.length_s)
-        return looks == self.looks and time.monotonic() - self.ended < rest
+        return state == self.state and time.monotonic() - self.ended < rest
 
 
 class DatasetRegistry:
-    """What routes ask for a dataset by its name."""
+    """Datasets by name, for the routes."""
 
     def __init__(self, roots: AllowedRoots, state_dir: Path):
         self.locations = DatasetLocations(roots)
         self.state_dir = state_dir
-        shutil.rmtree(state_dir / "answers", ignore_errors=True)  # of a studio that was killed
+        shutil.rmtree(state_dir / "answers", ignore_errors=True)  # left by a killed studio
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._lock = threading.Lock()
 
@@ -61,41 +61,40 @@ class DatasetRegistry:
         return self.locations.get(name)
 
     def index(self, dataset: Dataset) -> Index:
-        """The list of its pictures."""
+        """The index of its images."""
         return self._of(dataset).index
 
     def editor(self, dataset: Dataset) -> Editor:
-        """Through which its captions are changed.
+        """The editor of its captions.
 
         Raises:
-            WrongKind: it is a bucket, whose captions are only read.
+            WrongKind: it is a bucket, whose captions are read-only.
         """
         kept = self._of(dataset)
         return Editor(kept.index, kept.lock)
 
     def edit_lock(self, dataset: Dataset) -> EditLock:
-        """Who changes it takes one of these."""
+        """The lock that every change of the dataset holds."""
         return self._of(dataset).lock
 
     def freshness(self, dataset: Dataset) -> Freshness | None:
-        """How a JSONL compares with the folder that it was built from; None where there is none."""
+        """The comparison of a JSONL with the folder that it was built from; None without such a folder."""
         recipe = self.locations.recipe_of(dataset)
         if recipe is None or dataset.path is None:
             return None
         kept, source = self._of(dataset), Path(recipe.source)
-        folder = next(
-            (one for one in self.locations.all() if one.kind == "folder" and one.path == source), None
-        )
+        others = self.locations.all()
+        folder = next((other for other in others if other.kind == "folder" and other.path == source), None)
         version = 0
         if folder:
             self.index(folder).refresh()
             version = self.index(folder).version
-        looks = (stamp_of(dataset.path), version)
-        if kept.compared is None or not kept.compared.holds(looks):
+        state = (stamp_of(dataset.path), version)
+        if kept.compared is None or not kept.compared.holds(state):
             began = time.monotonic()
             found = freshness(dataset.path)
             ended = time.monotonic()
-            kept.compared = _Compared(looks, found, ended, ended - began)
+            kept.compared = _Compared(state, found, ended, ended - began)
         return kept.compared.freshness
 
     def _of(self, dataset: Dataset) -> _Kept:

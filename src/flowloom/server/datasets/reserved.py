@@ -1,4 +1,4 @@
-"""Disk space for uploads that have begun: promised to each of them before its first byte comes."""
+"""Disk space that is reserved for uploads when they begin."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class NoRoom(ServiceError):
 
 @dataclass
 class Reserved:
-    """The bytes that open uploads still wait for, by the folder of each upload."""
+    """The space reserved for unfinished uploads, by the folder of each."""
 
     _waiting: dict[Path, int] = field(default_factory=dict)
-    """Length of the whole file."""
+    """Length of the complete file."""
     _searched: set[Path] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held from the check of the free space until the upload is in the list."""
 
     def require(self, top: Path, length: int, uploads_folder: str) -> None:
-        """Check that `length` more bytes fit below `top`, beside all that was promised on its disk.
+        """Check that `length` more bytes fit below `top`, in addition to the space reserved on its disk.
 
         Raises:
             NoRoom: they do not.
@@ -40,17 +40,17 @@ class Reserved:
         promised = self._promised(top.stat().st_dev)
         if length > free - promised:
             raise NoRoom(
-                f"The file has {length:,} bytes. The disk has {max(0, free):,} bytes for uploads, and those "
-                f"that have begun still need {promised:,} of them.",
+                f"The file has {length:,} bytes. The disk has {max(0, free):,} bytes for uploads, of which "
+                f"unfinished uploads need {promised:,}.",
                 "Free some disk space, wait until other uploads end, or end them.",
             )
 
     def add(self, folder: Path, length: int) -> None:
-        """Promise `length` bytes to the upload in `folder`."""
+        """Reserve `length` bytes for the upload in `folder`."""
         self._waiting[folder] = length
 
     def _promised(self, device: int) -> int:
-        """Bytes that have not come yet, on one disk."""
+        """Reserved bytes on a disk that have not been received yet."""
         total = 0
         for folder, length in list(self._waiting.items()):
             try:

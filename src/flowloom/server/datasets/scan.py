@@ -19,20 +19,20 @@ from flowloom.datasets.captions.jsonl import MAX_LINE_BYTES
 from flowloom.errors import ImageError
 
 AT_ONCE = 500
-"""Pictures handed on together."""
+"""Number of images in a batch."""
 _RULE = PairRule(SUFFIXES)
 
 
 class Row(NamedTuple):
-    """A picture of a dataset, as the index keeps it."""
+    """An image of a dataset, as stored in the index."""
 
     item: str
-    """Its path below the folder, or the number of its line."""
+    """Path in the folder, or number of the line."""
     position: int
     file: str
-    """As training will name it."""
+    """File name as training uses it."""
     stamp: str
-    """Another one when the picture or its caption changed."""
+    """Changes with the image or its caption."""
     size: int | None
     """Bytes."""
     changed: float | None
@@ -40,20 +40,20 @@ class Row(NamedTuple):
     height: int | None
     caption: str
     folded: str
-    """The caption as it is searched."""
+    """The caption in the form that is searched."""
     version: str
     is_tags: bool
     sidecar: str
-    """The file with the caption, below the folder."""
+    """Path of the caption file in the folder."""
     problem: str
-    """What is wrong with its name, its place, its line or its caption."""
+    """Problem of its name, location, line or caption."""
     damage: str = ""
-    """Why the image itself cannot be read."""
+    """Reason why the image itself cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A picture and its caption file, not yet opened."""
+    """An image and its caption file, not opened yet."""
 
     item: str
     sidecar: str
@@ -64,21 +64,21 @@ class Seen:
 
 
 def folded(caption: str) -> str:
-    """`caption` as it is searched: letter case does not count, and each tag stands between two commas."""
+    """`caption` in the form that is searched: case-folded, with commas around each tag."""
     parts = caption.casefold().replace("\n", ",").split(",")
     return f",{','.join(part.strip() for part in parts)},"
 
 
 def seen_in(top: Path) -> Iterator[list[Seen]]:
-    """Every picture below `top`, some at a time.
+    """All images below `top`, in batches.
 
-    Hidden files are left out; links to folders are not followed, nor are those that lead out of `top`.
+    Hidden files, links to folders and links that lead out of `top` are skipped.
     """
     batch: list[Seen] = []
     for prefix, names in _folders(top):
-        # Names that belong together have what stands before their first dot in common, and lie side by side.
-        for _, group in groupby(names, key=_beginning):
-            batch += _pictures(top, prefix, list(group))
+        # Names that belong together are equal up to their first dot, and neighbours in the order.
+        for _, group in groupby(names, key=_stem):
+            batch += _images(top, prefix, list(group))
             if len(batch) >= AT_ONCE:
                 yield batch
                 batch = []
@@ -86,7 +86,7 @@ def seen_in(top: Path) -> Iterator[list[Seen]]:
 
 
 def _folders(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below `top`, as a prefix of names, with the files in it."""
+    """Each folder below `top`, as a prefix of names, with its files."""
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
@@ -101,8 +101,8 @@ def _folders(top: Path) -> Iterator[tuple[str, list[str]]]:
                     elif not entry.is_symlink() or _leads_within(entry.path, top):
                         names.append(entry.name)
         except OSError:
-            continue  # it went away, or is not ours to read
-        yield prefix, sorted(names, key=lambda name: (_beginning(name), name))
+            continue  # it was deleted, or is not readable
+        yield prefix, sorted(names, key=lambda name: (_stem(name), name))
 
 
 def _leads_within(path: str, top: Path) -> bool:
@@ -113,8 +113,8 @@ def _leads_within(path: str, top: Path) -> bool:
     return target.is_relative_to(top) and target.is_file()
 
 
-def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
-    """The pictures among `names`, which are all that begin alike, as `flowloom dataset build` pairs them."""
+def _images(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
+    """The images among `names`, all of one stem, paired like `flowloom dataset build` does."""
     by_shown = {shown(prefix + name): name for name in names}
     for found in pair(
         {name: name for name in names}, prefix, _RULE, lambda name: _is_empty(top / prefix / name)
@@ -128,7 +128,7 @@ def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
             yield from seen_one(top, prefix + by_shown[found.where], "", found.text)
 
 
-def _beginning(name: str) -> str:
+def _stem(name: str) -> str:
     return spelled_alike(name.partition(".")[0])
 
 
@@ -136,19 +136,19 @@ def _is_empty(path: Path) -> bool:
     try:
         return not path.stat().st_size
     except OSError:
-        return True  # it went away
+        return True  # it was deleted
 
 
 def seen_one(top: Path, item: str, sidecar: str, problem: str = "") -> Iterator[Seen]:
-    """The picture `item` as it lies there now; nothing where it went away."""
+    """The image `item` in its current state; nothing if it was deleted."""
     if name_problem(item):
-        return  # it cannot be told to anybody in JSON: lint names it
+        return  # not representable in JSON; lint reports it
     try:
         status = (top / item).stat()
-        beside = _stamp((top / sidecar).stat()) if sidecar else ""
+        sidecar_stamp = _stamp((top / sidecar).stat()) if sidecar else ""
     except OSError:
-        return  # it went away
-    stamp = f"{_stamp(status)}|{sidecar}|{beside}|{problem}"
+        return  # it was deleted
+    stamp = f"{_stamp(status)}|{sidecar}|{sidecar_stamp}|{problem}"
     yield Seen(item, sidecar, stamp, status.st_size, status.st_mtime, problem)
 
 
@@ -157,7 +157,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def opened(top: Path, seen: Seen) -> Row:
-    """The row of a picture with its caption read; its size in pixels is still unknown."""
+    """The row of an image with its caption, but without its size in pixels."""
     caption = read_caption(top, seen.sidecar)
     return Row(
         item=seen.item,
@@ -178,7 +178,7 @@ def opened(top: Path, seen: Seen) -> Row:
 
 
 def pixels_of(path: Path) -> tuple[int, int, str]:
-    """Width, height and what is wrong with the picture at `path`; 0 and 0 where it has none."""
+    """Width, height and problem of the image at `path`; 0 and 0 if it cannot be read."""
     try:
         return (*image_size(path), "")
     except ImageError as error:
@@ -188,20 +188,20 @@ def pixels_of(path: Path) -> tuple[int, int, str]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a JSONL that are not empty, by number from 1; of an overlong one the beginning."""
+    """The non-empty lines of a JSONL with their numbers from 1; overlong ones are cut."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
-            whole = line.endswith(b"\n")
-            while not whole and (rest := file.readline(MAX_LINE_BYTES)):
-                whole = rest.endswith(b"\n")
+            is_complete = line.endswith(b"\n")
+            while not is_complete and (rest := file.readline(MAX_LINE_BYTES)):
+                is_complete = rest.endswith(b"\n")
             if line.strip():
                 yield number, line.rstrip(b"\r\n")
 
 
 def row_of(number: int, line: bytes) -> Row:
-    """A line of a JSONL; its problem is that of training."""
+    """The row of a JSONL's line; its problem is the reason why training leaves it out."""
     row = parse(line)
     caption = caption_of_row(row.fields, version_of(line))
     width, height = (_side(row.fields.get(name)) for name in ("width", "height"))

@@ -1,7 +1,7 @@
 """A separate process for object stores, so that credentials and client libraries stay out of the studio.
 
 `python -m flowloom.server.datasets.storage_process` reads one request as JSON and writes lines of JSON: for
-`test` a line that says how the store answers, for `list` a line for each image.
+`test` a line with the verdict, for `list` a line for each image.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from flowloom.storage.ssrf import Allowed, connect
 
 PATIENCE_S = 5.0
 AT_ONCE, THREADS = 500, 16
-_NO_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY by PUT /api/secrets, or say that it is anonymous."
+_NO_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY by PUT /api/secrets, or set storage.anonymous."
 
 
 class Broken(Exception):
-    """What stands between us and a bucket: a word for programs, what it is, and what to do."""
+    """A bucket cannot be read: a code for programs, the reason, and a hint."""
 
     def __init__(self, problem: str, detail: str, hint: str):
         super().__init__(detail)
@@ -58,23 +58,23 @@ class Broken(Exception):
 
 
 def test(url: str, storage: StorageSection) -> dict[str, Any]:
-    """How the store of `url` answers, from its name's look-up to its first object."""
+    """Test the store of `url`, from DNS to its first object."""
     if reason := unfit_endpoint(storage.endpoint):
-        return _answer("denied", reason, "Or name a store that anybody can reach.")
+        return _verdict("denied", reason, "Or use a store with a public address.")
     try:
         if url.startswith("s3://"):
             _reach(url, storage)
         first = next(iter(_open(url, storage).list("")), None)
     except Broken as error:
-        return _answer(error.problem, str(error), error.hint)
+        return _verdict(error.problem, str(error), error.hint)
     except SourceError as error:
-        problem, hint = _word_for(error)
-        return _answer(problem, str(error), hint)
-    found = "and lists what it has" if first else "and has nothing below this address"
-    return _answer("", f"It answers, {found}.", "", first.name if first else None)
+        problem, hint = _code_and_hint(error)
+        return _verdict(problem, str(error), hint)
+    content = "lists its objects" if first else "has no objects at this URL"
+    return _verdict("", f"The store responds and {content}.", "", first.name if first else None)
 
 
-def _answer(problem: str, detail: str, hint: str, first: str | None = None) -> dict[str, Any]:
+def _verdict(problem: str, detail: str, hint: str, first: str | None = None) -> dict[str, Any]:
     return {"ok": not problem, "problem": problem, "detail": detail, "hint": hint, "first": first}
 
 
@@ -86,7 +86,7 @@ def _open(url: str, storage: StorageSection) -> Source:
 
 
 def _reach(url: str, storage: StorageSection) -> None:
-    """Step by step to where a bucket of S3 answers.
+    """Connect to a bucket of S3 step by step.
 
     Raises:
         Broken: at the first step that fails.
@@ -95,7 +95,7 @@ def _reach(url: str, storage: StorageSection) -> None:
     given = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     has_keys = storage.anonymous or storage.profile or os.environ.get("AWS_ACCESS_KEY_ID")
     if not has_keys and given:
-        raise Broken("no-keys", "There are no keys for it.", _NO_KEYS)
+        raise Broken("no-keys", "No keys are set.", _NO_KEYS)
     endpoint = urlsplit(given or f"https://s3.{region}.amazonaws.com")
     is_safe = endpoint.scheme == "https"
     host, port = endpoint.hostname or "", endpoint.port or (443 if is_safe else 80)
@@ -106,17 +106,15 @@ def _reach(url: str, storage: StorageSection) -> None:
         connection = connect(host, port, allowed, PATIENCE_S)
     except Unavailable:
         raise Broken(
-            "dns", f"No machine is called {host}.", "Correct the endpoint, or look at the network."
+            "dns", f"The host {host} is unknown.", "Correct the endpoint, or check the network."
         ) from None
     except ConnectionRefusedError:
         hint = "Start the store, or correct the port of the endpoint."
         raise Broken("refused", f"{where} refuses connections.", hint) from None
     except TimeoutError:
-        raise Broken(
-            "timeout", f"{where} does not answer.", "Look at firewalls, and at the endpoint."
-        ) from None
+        raise Broken("timeout", f"{where} does not respond.", "Check firewalls and the endpoint.") from None
     except OSError as error:
-        raise Broken("unreachable", f"{where}: {error.strerror}.", "Look at the network.") from None
+        raise Broken("unreachable", f"{where}: {error.strerror}.", "Check the network.") from None
     with connection:
         if is_safe:
             _shake_hands(connection, host)
@@ -129,68 +127,67 @@ def _shake_hands(connection: socket.socket, host: str) -> None:
             return
     except ssl.SSLCertVerificationError as error:
         reason = f"The certificate of {host} is not accepted: {error.verify_message}."
-        raise Broken("tls", reason, "Renew it, or write the name that it is for.") from None
+        raise Broken("tls", reason, "Renew it, or use the host name that it was issued for.") from None
     except OSError:
-        hint = "Write http:// where the store has no TLS."
-        raise Broken("tls", f"{host} does not speak TLS there.", hint) from None
+        hint = "Use http:// if the store has no TLS."
+        raise Broken("tls", f"{host} does not support TLS on this port.", hint) from None
 
 
 def _compare_region(bucket: str, region: str, endpoint: SplitResult, allowed: Allowed) -> None:
-    """Stores tell a bucket's region to whoever asks, even without keys."""
+    """Raise Broken if the bucket is in another region, which stores report even without keys."""
     kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
     connection: Any = kind(endpoint.hostname or "", endpoint.port, timeout=PATIENCE_S)
     connection._create_connection = lambda at, *_: connect(at[0], at[1], allowed, PATIENCE_S)
     try:
         connection.request("HEAD", f"/{bucket}")
-        told = connection.getresponse().getheader("x-amz-bucket-region")
+        actual = connection.getresponse().getheader("x-amz-bucket-region")
     except (OSError, http.client.HTTPException, SourceError):
         return
     finally:
         connection.close()
-    if told and told != region:
-        detail = f"The bucket is in the region {told}, not in {region}."
-        raise Broken("region", detail, f"Write region {told}.")
+    if actual and actual != region:
+        raise Broken("region", f"The bucket is in region {actual}, not {region}.", f"Set region {actual}.")
 
 
-def _word_for(error: SourceError) -> tuple[str, str]:
-    """A word for programs, and what to do."""
-    said = str(error)
-    if "AuthorizationHeaderMalformed" in said or "301" in said or "PermanentRedirect" in said:
-        return "region", "Write the region that the bucket is in."
-    if isinstance(error, NotFound) or "NoSuchBucket" in said:
+def _code_and_hint(error: SourceError) -> tuple[str, str]:
+    """A code for programs, and a hint."""
+    message = str(error)
+    if "AuthorizationHeaderMalformed" in message or "301" in message or "PermanentRedirect" in message:
+        return "region", "Set the region of the bucket."
+    if isinstance(error, NotFound) or "NoSuchBucket" in message:
         return "no-bucket", "Correct the name of the bucket, or create it."
     if isinstance(error, Denied):
-        return "denied", "Check that the keys are those of this store, and that they may list this bucket."
+        return "denied", "Check that the keys belong to this store and may list this bucket."
     if isinstance(error, Unavailable):
-        return "unavailable", "Look at the store, and try again."
-    return "other", "See what the store says."
+        return "unavailable", "Check the store, then try again."
+    return "other", "See the message of the store."
 
 
-def pictures(url: str, storage: StorageSection, known: dict[str, str]) -> Iterator[list[Any]]:
-    """The row of every picture below `url`; only its name where it is `known` and did not change.
+def images(url: str, storage: StorageSection, known: dict[str, str]) -> Iterator[list[Any]]:
+    """The row of every image below `url`; only its name if it is `known` and unchanged.
 
     Raises:
         SourceError: the store cannot be listed.
     """
     source = _open(url, storage)
-    found = _pairs(source)
+    pairs = _pairs(source)
     with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
-        while some := list(islice(found, AT_ONCE)):
-            yield from pool.map(lambda one: _row(source, one, known), some)
+        while batch := list(islice(pairs, AT_ONCE)):
+            yield from pool.map(lambda pair: _row(source, pair, known), batch)
 
 
 @dataclass(frozen=True)
 class _Pair:
     item: str
-    picture: ObjectInfo
+    image: ObjectInfo
     sidecar: str
     text: ObjectInfo | None
     rows: list[StoredRow]
-    """Of a JSONL in the bucket, where there is no caption file."""
+    """Rows of a JSONL in the bucket, if there is no caption file."""
 
 
 def _pairs(source: Source) -> Iterator[_Pair]:
-    wanted = IMAGE_SUFFIXES.union(SUFFIXES)
+    suffixes = IMAGE_SUFFIXES.union(SUFFIXES)
     folders: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     entries = list(source.list(""))
     images = {entry.name for entry in entries if split_suffix(entry.name)[1] in IMAGE_SUFFIXES}
@@ -198,20 +195,20 @@ def _pairs(source: Source) -> Iterator[_Pair]:
     for entry in entries:
         path = PurePosixPath(entry.name)
         is_hidden = any(part.startswith(".") for part in path.parts)
-        if split_suffix(path.name)[1] in wanted and not is_hidden and not name_problem(entry.name):
+        if split_suffix(path.name)[1] in suffixes and not is_hidden and not name_problem(entry.name):
             folders[entry.name[: -len(path.name)]][path.name] = entry
     for folder in sorted(folders):
-        for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda one: not one.size):
+        for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda entry: not entry.size):
             if isinstance(found, tuple):
-                name, picture, text = found
-                own = [] if text else rows.get(folder + name, [])
-                yield _Pair(folder + name, picture, text.name if text else "", text, own)
+                name, image, text = found
+                image_rows = [] if text else rows.get(folder + name, [])
+                yield _Pair(folder + name, image, text.name if text else "", text, image_rows)
 
 
 def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
-    item, picture, sidecar, text = found.item, found.picture, found.sidecar, found.text
-    said = _version(text) if text else version_of(repr(found.rows).encode())
-    stamp = f"{_version(picture)}|{sidecar}|{said}"
+    item, image, sidecar, text = found.item, found.image, found.sidecar, found.text
+    caption_version = _version(text) if text else version_of(repr(found.rows).encode())
+    stamp = f"{_version(image)}|{sidecar}|{caption_version}"
     if known.get(item) == stamp:
         return [item]
     caption, problem = NO_CAPTION, ""
@@ -223,13 +220,13 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
     elif found.rows:
         caption = _of_rows(found.rows)
     width, height = found.rows[0].size if found.rows else (None, None)
-    changed = picture.modified.timestamp() if isinstance(picture.modified, datetime) else None
+    changed = image.modified.timestamp() if isinstance(image.modified, datetime) else None
     row = Row(
         item=item,
         position=0,
         file=item,
         stamp=stamp,
-        size=picture.size,
+        size=image.size,
         changed=changed,
         width=width,
         height=height,
@@ -244,7 +241,7 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
 
 
 def _of_rows(rows: list[StoredRow]) -> Caption:
-    """The captions of an image in a JSONL, one a line."""
+    """The captions of an image in a JSONL, one per line."""
     text = "\n".join(dict.fromkeys(caption.strip() for row in rows for caption in row.captions))
     stated = rows[0].is_tag_based
     return Caption(text, version_of(text.encode()), is_tags(text) if stated is None else stated)
@@ -255,7 +252,7 @@ def _version(entry: ObjectInfo) -> str:
 
 
 def main() -> int:
-    """Answer the request on standard input; 0, or 1 with the reason as the last line on standard error."""
+    """Handle the request on standard input; 0, or 1 with the reason as the last line on standard error."""
     request = json.load(sys.stdin)
     url, storage = request["url"], StorageSection.model_validate(request["storage"])
     try:
@@ -263,7 +260,7 @@ def main() -> int:
             text = json.dumps(test(url, storage))
             sys.stdout.write(redact(text, usable_secrets().values()) + "\n")
             return 0
-        for row in pictures(url, storage, _known(Path(request["index"]))):
+        for row in images(url, storage, _known(Path(request["index"]))):
             sys.stdout.write(json.dumps(row) + "\n")
     except SourceError as error:
         sys.stderr.write(f"{redact(str(error), usable_secrets().values())}\n")
@@ -280,5 +277,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by way of the interpreter's end: the store's threads may still be at work, and fail in it.
+    # Without the interpreter's shutdown, in which threads of the store that still work would fail.
     os._exit(status)

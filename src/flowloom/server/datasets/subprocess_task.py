@@ -22,68 +22,72 @@ PATIENCE_S = 60.0
 
 
 class TakesLong(ServiceError):
-    status, code, title = 409, "takes-long", "That takes longer than an answer may."
+    status, code, title = 409, "takes-long", "The request took too long."
 
 
 class Failed(ServiceError):
-    status, code, title = 409, "failed", "That could not be done."
+    status, code, title = 409, "failed", "The request failed."
 
 
-def answer_of(task: Task, config: dict[str, Any], state_dir: Path) -> Any:
-    """What `task` finds, without a place in the queue or the list of runs.
+def result_of(task: Task, config: dict[str, Any], state_dir: Path) -> Any:
+    """The result of `task`, run at once and not listed as a run.
 
     Raises:
-        Invalid: the configuration is wrong.
-        Failed: with what went wrong.
-        TakesLong: it was not over within PATIENCE_S.
+        Invalid: the configuration is invalid.
+        Failed: it failed, with the reason.
+        TakesLong: it took longer than PATIENCE_S.
     """
     if problems := task.check(config):
         raise Invalid.of(problems)
     runs_dir = state_dir / "answers"
     run_dir = RunDir.create(secrets.token_hex(8), runs_dir)
     try:
-        task.prepare(config, run_dir, "an answer")
-        done = run_process(task.command(run_dir, resume=False).argv, hint="Ask with as_run: true.")
+        task.prepare(config, run_dir, "a request")
+        done = run_process(task.command(run_dir, resume=False).argv, hint="Send as_run: true.")
         result = run_dir.path / "result.json"
         if result.exists():
             return json.loads(result.read_text())
-        raise Failed(last_words(done.stderr), "Mend the cause, and ask again.")
+        raise Failed(last_line(done.stderr), "Fix the cause, then try again.")
     finally:
         shutil.rmtree(run_dir.path, ignore_errors=True)
 
 
 def run_process(
-    words: list[str],
-    told: str = "",
-    hint: str = "Ask again when the machine has less to do.",
+    arguments: list[str],
+    stdin: str = "",
+    hint: str = "Try again when the machine is less busy.",
     *,
     needs_secrets: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of our own programs, which gets the secrets by its environment, to its end.
+    """Run one of our modules, or a whole command, to its end.
+
+    Args:
+        needs_secrets: add the secrets to its environment.
 
     Raises:
-        TakesLong: it was not over within PATIENCE_S.
+        TakesLong: it took longer than PATIENCE_S.
     """
     environ = environ_for_processes(needs_secrets=needs_secrets)
-    command = [sys.executable, "-m", *words] if words[0] != sys.executable else words
+    command = arguments if arguments[0] == sys.executable else [sys.executable, "-m", *arguments]
     try:
         return subprocess.run(
-            command, input=told, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+            command, input=stdin, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
     except subprocess.TimeoutExpired:
-        raise TakesLong(f"It was not over after {PATIENCE_S:g} s.", hint) from None
+        raise TakesLong(f"It took more than {PATIENCE_S:g} s.", hint) from None
     except OSError as error:
         raise Unwritable(
-            f"No process can be started: {error.strerror}.", "Look at the machine's limits."
+            f"No process can be started: {error.strerror}.",
+            "Check the machine's limits of processes and memory.",
         ) from error
 
 
 @contextmanager
-def running(module: str, told: str) -> Generator[Iterator[str]]:
-    """The lines that one of our own programs writes, as they come.
+def running(module: str, stdin: str) -> Generator[Iterator[str]]:
+    """The output lines of one of our modules, as they are written.
 
     Raises:
-        Failed: with what it said last, where it did not end well.
+        Failed: it failed, with its last message.
     """
     with subprocess.Popen(
         [sys.executable, "-m", module],
@@ -97,16 +101,16 @@ def running(module: str, told: str) -> Generator[Iterator[str]]:
         assert process.stdout
         assert process.stderr
         try:
-            process.stdin.write(told)
+            process.stdin.write(stdin)
             process.stdin.close()
             yield iter(process.stdout)
             if process.wait():
-                raise Failed(last_words(process.stderr.read()), "Mend the cause, and ask again.")
+                raise Failed(last_line(process.stderr.read()), "Fix the cause, then try again.")
         finally:
             process.kill()
 
 
-def last_words(stderr: str) -> str:
-    """What a program said last, without secrets."""
+def last_line(stderr: str) -> str:
+    """The last line of a program's messages, without secrets."""
     lines = [line for line in redact(stderr, usable_secrets().values()).strip().splitlines() if line.strip()]
-    return lines[-1][:2000] if lines else "It ended without a word."
+    return lines[-1][:2000] if lines else "It exited without a message."

@@ -1,4 +1,4 @@
-"""The pictures of a dataset in SQLite: what is known of them, quick to search and to count."""
+"""The images of a dataset in SQLite, for fast search and counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ORDERS: dict[str, str] = {
 }
 _VERSION = 2
 _OF_IMAGE = ("width", "height", "damage")
-"""What is read from an image's header."""
+"""Columns that are read from an image's header."""
 _HAS_PROBLEM = "(problem != '' OR damage != '')"
 _COLUMNS = ", ".join(Row._fields)
 _TABLES = f"""
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) ST
 
 @dataclass(frozen=True)
 class Filter:
-    """Which pictures are meant; all where nothing is said."""
+    """A filter of images; empty: all."""
 
     text: str = ""
     tags: tuple[str, ...] = ()
@@ -57,15 +57,15 @@ class Filter:
     has_problem: bool | None = None
     folder: str = ""
     min_side: int = 0
-    """Pixels of the shorter side."""
+    """Minimum of the shorter side in pixels."""
     max_side: int = 0
-    """Pixels of the longer side; 0: any."""
+    """Maximum of the longer side in pixels; 0: any."""
     items: tuple[str, ...] = ()
     """Only these."""
 
 
 class Table:
-    """The pictures of one dataset. Every method may be called from any thread."""
+    """The images of one dataset. Every method may be called from any thread."""
 
     def __init__(self, dataset: Dataset, state_dir: Path):
         self.dataset = dataset
@@ -73,45 +73,47 @@ class Table:
         self.folder = state_dir / "datasets" / name
         self.path = self.folder / "index.sqlite"
         self.version = 0
-        """Grows with every change."""
+        """Increases with every change."""
         self.is_lost = False
-        """Whether it was made anew, and is to be filled."""
+        """True if it was created again, and must be filled."""
         self._writing = threading.RLock()
         self._readers = threading.local()
         self._generation = 0
         self._open()
 
     def begin_seeing(self) -> None:
-        """A scan begins: what it does not see is gone at its end."""
+        """Begin a scan: images that it does not find are removed at its end."""
         with self._write() as base:
             base.execute("CREATE TEMP TABLE IF NOT EXISTS seen (item TEXT PRIMARY KEY) WITHOUT ROWID")
             base.execute("DELETE FROM seen")
 
     def see(self, items: Sequence[str], rows: Sequence[Row]) -> None:
-        """These are there; `rows` of them are new or changed."""
+        """Record `items` that the scan found; `rows` of them are new or changed."""
         with self._write() as base:
             base.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((item,) for item in items))
             self._put(base, rows)
 
     def end_seeing(self) -> None:
-        """The scan has seen everything."""
+        """End the scan."""
         with self._write() as base:
-            gone = base.execute("DELETE FROM images WHERE item NOT IN (SELECT item FROM seen)").rowcount
-            self.version += bool(gone)
+            num_removed = base.execute(
+                "DELETE FROM images WHERE item NOT IN (SELECT item FROM seen)"
+            ).rowcount
+            self.version += bool(num_removed)
 
     def put(self, rows: Sequence[Row]) -> None:
-        """Take `rows` for what the files say now: whoever edits them tells so."""
+        """Replace `rows` after an edit of their files."""
         with self._write() as base:
             self._put(base, rows)
 
     def stamp(self) -> str:
-        """Which state of a JSONL the list agrees with; empty: none."""
+        """The state of the JSONL that the index agrees with; empty: none."""
         with self._read() as base:
             found = base.execute("SELECT value FROM notes WHERE name = 'stamp'").fetchone()
         return found[0] if found else ""
 
     def keep_stamp(self, stamp: str) -> None:
-        """The list agrees with this state of the JSONL."""
+        """Record the state of the JSONL that the index agrees with."""
         with self._write() as base:
             base.execute("INSERT OR REPLACE INTO notes VALUES ('stamp', ?)", (stamp,))
 
@@ -119,7 +121,7 @@ class Table:
         if not rows:
             return
         marks = ", ".join("?" * len(Row._fields))
-        # What is known of the image itself stays where only the caption changed.
+        # Facts of the image itself stay if only the caption changed.
         base.executemany(
             f"INSERT INTO images ({_COLUMNS}) VALUES ({marks}) ON CONFLICT (position, item) DO UPDATE SET "
             + ", ".join(
@@ -134,7 +136,7 @@ class Table:
         self.version += 1
 
     def stamps(self, items: Sequence[str]) -> dict[str, str]:
-        """By which stamp each of `items` is known."""
+        """The recorded stamps of `items`."""
         marks = ", ".join("?" * len(items))
         with self._read() as base:
             return dict(
@@ -143,56 +145,56 @@ class Table:
                 )
             )
 
-    def page(self, wanted: Filter, sort: Sort, skip: int, limit: int) -> tuple[int, list[Row]]:
-        """How many pictures are meant, and some of them."""
-        where, values = _condition(wanted)
+    def page(self, filter: Filter, sort: Sort, skip: int, limit: int) -> tuple[int, list[Row]]:
+        """The number of images that the filter matches, and a page of them."""
+        where, values = _condition(filter)
         with self._read() as base:
             (total,) = base.execute(f"SELECT count(*) FROM images WHERE {where}", values).fetchone()
             order = f"ORDER BY {_ORDERS[sort]} LIMIT ? OFFSET ?"
-            question = f"SELECT {_COLUMNS} FROM images WHERE {where} {order}"
-            return total, [_row(found) for found in base.execute(question, (*values, limit, skip))]
+            query = f"SELECT {_COLUMNS} FROM images WHERE {where} {order}"
+            return total, [_row(found) for found in base.execute(query, (*values, limit, skip))]
 
     def get(self, item: str) -> Row | None:
-        """The picture `item`."""
+        """The row of the image `item`."""
         with self._read() as base:
             position = (
                 int(item) if self.dataset.kind == "jsonl" and item.isdecimal() and len(item) < 19 else 0
             )
-            question = f"SELECT {_COLUMNS} FROM images WHERE position = ? AND item = ?"
-            found = base.execute(question, (position, item)).fetchone()
+            query = f"SELECT {_COLUMNS} FROM images WHERE position = ? AND item = ?"
+            found = base.execute(query, (position, item)).fetchone()
         return _row(found) if found else None
 
-    def rows(self, wanted: Filter) -> Iterator[Row]:
-        """All pictures that are meant, in order."""
-        where, values = _condition(wanted)
+    def rows(self, filter: Filter) -> Iterator[Row]:
+        """All images that the filter matches, in order."""
+        where, values = _condition(filter)
         with self._read() as base:
-            question = f"SELECT {_COLUMNS} FROM images WHERE {where} ORDER BY position, item"
-            for found in base.execute(question, values):
+            query = f"SELECT {_COLUMNS} FROM images WHERE {where} ORDER BY position, item"
+            for found in base.execute(query, values):
                 yield _row(found)
 
     def namesakes(self, stem: str) -> list[str]:
-        """The pictures whose name is `stem` and a suffix."""
+        """The images whose name is `stem` and a suffix."""
         with self._read() as base:
-            question = "SELECT item FROM images WHERE position = 0 AND item > ? AND item < ?"
-            found = [item for (item,) in base.execute(question, (f"{stem}.", f"{stem}/"))]
+            query = "SELECT item FROM images WHERE position = 0 AND item > ? AND item < ?"
+            found = [item for (item,) in base.execute(query, (f"{stem}.", f"{stem}/"))]
         return [item for item in found if item.rpartition(".")[0] == stem]
 
     def totals(self) -> dict[str, int]:
-        """Pictures, those with a caption, those with a problem, and bytes."""
+        """The number of images, of those with a caption, of those with a problem, and of bytes."""
         names = ("images", "captioned", "problems", "bytes")
-        question = f"SELECT count(*), total(caption != ''), total({_HAS_PROBLEM}), total(size) FROM images"
+        query = f"SELECT count(*), total(caption != ''), total({_HAS_PROBLEM}), total(size) FROM images"
         with self._read() as base:
-            found = base.execute(question).fetchone()
+            found = base.execute(query).fetchone()
         return {name: int(number) for name, number in zip(names, found, strict=True)}
 
-    def tags(self, wanted: Filter) -> tuple[int, Counter[str]]:
-        """In how many captions of tags each tag stands, and how many captions that are."""
-        where, values = _condition(wanted)
+    def tags(self, filter: Filter) -> tuple[int, Counter[str]]:
+        """The number of tag-based captions, and of those with each tag."""
+        where, values = _condition(filter)
         counts: Counter[str] = Counter()
         num_captions = 0
         with self._read() as base:
-            question = f"SELECT caption FROM images WHERE is_tags AND {where}"
-            for (caption,) in base.execute(question, values):
+            query = f"SELECT caption FROM images WHERE is_tags AND {where}"
+            for (caption,) in base.execute(query, values):
                 num_captions += 1
                 counts.update({tag.strip() for tag in caption.replace("\n", ",").split(",")})
         del counts[""]
@@ -200,29 +202,29 @@ class Table:
 
     @contextmanager
     def _write(self) -> Generator[sqlite3.Connection]:
-        with self._writing, self._told(), self._base:
+        with self._writing, self._as_problems(), self._base:
             yield self._base
 
     @contextmanager
     def _read(self) -> Generator[sqlite3.Connection]:
-        with self._told():
-            own = self._readers
-            if getattr(own, "generation", None) != self._generation:
-                # Opened anew in each thread, and after the file was: many small questions share one.
-                own.generation = self._generation
-                own.base = sqlite3.connect(self.path, timeout=10)
-            yield own.base
+        with self._as_problems():
+            reader = self._readers
+            if getattr(reader, "generation", None) != self._generation:
+                # One connection per thread and file, shared by many small queries.
+                reader.generation = self._generation
+                reader.base = sqlite3.connect(self.path, timeout=10)
+            yield reader.base
 
     @contextmanager
-    def _told(self) -> Generator[None]:
+    def _as_problems(self) -> Generator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
             is_lost = "no such table" in str(error) or not self.path.exists()
             if isinstance(error, sqlite3.OperationalError) and not is_lost:
                 raise _unwritable(self.path, error) from error
-            self._remake()
-            raise Unwritable(f"{self.path} was damaged; it is being made anew.", "Ask again.") from None
+            self._recreate()
+            raise Unwritable(f"{self.path} was damaged and is being built again.", "Try again.") from None
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +233,7 @@ class Table:
         except sqlite3.OperationalError as error:
             raise _unwritable(self.path, error) from error
         except sqlite3.DatabaseError:
-            self._remake()
+            self._recreate()
 
     def _connect(self) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
@@ -245,48 +247,50 @@ class Table:
             raise
         return base
 
-    def _remake(self) -> None:
+    def _recreate(self) -> None:
         with self._writing:
             with suppress(sqlite3.Error, AttributeError):
                 self._base.close()
             self.folder.mkdir(parents=True, exist_ok=True)
-            for end in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._base = self._connect()
             self._generation += 1
             self.is_lost = True
 
 
 def _unwritable(path: Path, error: sqlite3.Error) -> Unwritable:
-    return Unwritable(f"{path}: {error}.", "Make room on the disk, or give the right to write there.")
+    return Unwritable(
+        f"{path}: {error}.", "Free disk space, or give the studio's user permission to write there."
+    )
 
 
 def _row(found: Sequence[Any]) -> Row:
     return Row._make(found)._replace(is_tags=bool(found[Row._fields.index("is_tags")]))
 
 
-def _condition(wanted: Filter) -> tuple[str, list[Any]]:
-    """What SQLite is asked for."""
+def _condition(filter: Filter) -> tuple[str, list[Any]]:
+    """The filter as a condition of SQL, with its values."""
     parts: list[tuple[str, list[Any]]] = [("1", [])]
-    if wanted.text:
-        text = folded(wanted.text)[1:-1]
-        parts.append(("(instr(folded, ?) OR instr(lower(file), ?))", [text, wanted.text.lower()]))
-    parts += [("instr(folded, ?)", [folded(tag)]) for tag in wanted.tags]
-    parts += [("NOT instr(folded, ?)", [folded(tag)]) for tag in wanted.without_tags]
+    if filter.text:
+        text = folded(filter.text)[1:-1]
+        parts.append(("(instr(folded, ?) OR instr(lower(file), ?))", [text, filter.text.lower()]))
+    parts += [("instr(folded, ?)", [folded(tag)]) for tag in filter.tags]
+    parts += [("NOT instr(folded, ?)", [folded(tag)]) for tag in filter.without_tags]
     for name, value in (
-        ("caption != ''", wanted.has_caption),
-        ("is_tags", wanted.is_tags),
-        (_HAS_PROBLEM, wanted.has_problem),
+        ("caption != ''", filter.has_caption),
+        ("is_tags", filter.is_tags),
+        (_HAS_PROBLEM, filter.has_problem),
     ):
         if value is not None:
             parts.append((f"({name}) = ?", [int(value)]))
-    if wanted.folder:
-        prefix = wanted.folder.strip("/") + "/"
+    if filter.folder:
+        prefix = filter.folder.strip("/") + "/"
         parts.append(("substr(file, 1, ?) = ?", [len(prefix), prefix]))
-    if wanted.min_side:
-        parts.append(("min(width, height) >= ?", [wanted.min_side]))
-    if wanted.max_side:
-        parts.append(("max(width, height) BETWEEN 1 AND ?", [wanted.max_side]))
-    if wanted.items:
-        parts.append((f"item IN ({', '.join('?' * len(wanted.items))})", list(wanted.items)))
+    if filter.min_side:
+        parts.append(("min(width, height) >= ?", [filter.min_side]))
+    if filter.max_side:
+        parts.append(("max(width, height) BETWEEN 1 AND ?", [filter.max_side]))
+    if filter.items:
+        parts.append((f"item IN ({', '.join('?' * len(filter.items))})", list(filter.items)))
     return " AND ".join(part for part, _ in parts), [value for _, values in parts for value in values]

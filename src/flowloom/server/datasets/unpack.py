@@ -1,4 +1,4 @@
-"""A process of its own unpacks an uploaded zip: `python -m flowloom.server.datasets.unpack UPLOAD_DIR`."""
+"""A separate process unpacks an uploaded zip: `python -m flowloom.server.datasets.unpack UPLOAD_DIR`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 
 def main() -> int:
-    """Unpack the archive in the upload's folder that the command line names; 0 when it is over."""
+    """Unpack the archive in the folder that the command line names."""
     upload_dir = Path(sys.argv[1])
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -45,22 +45,23 @@ def main() -> int:
 
 
 def _reported(what: UnpackRequest, progress: Path) -> UnpackReport:
-    told_at = 0.0
+    reported_at = 0.0
 
-    def tell(done: UnpackReport) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > SECONDS_BETWEEN_REPORTS:
-            told_at = time.monotonic()
+    def report(done: UnpackReport) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at > SECONDS_BETWEEN_REPORTS:
+            reported_at = time.monotonic()
             write_json(progress, {"num_done": done.num_done, "num_entries": done.num_entries})
 
     try:
-        done = unpack(what, tell)
+        done = unpack(what, report)
         done.state = "done"
     except ArchiveRefused as error:
         done = UnpackReport("refused", error=f"{error}.")
     except OSError as error:
         done = UnpackReport(
-            "failed", error=f"{error.strerror}: make room on the disk, or give the right to write."
+            "failed",
+            error=f"{error.strerror}: free disk space, or give the studio's user permission to write.",
         )
     return done
 

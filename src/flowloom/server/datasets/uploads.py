@@ -1,8 +1,8 @@
-"""Uploads that go on where they were cut off, by the tus protocol 1.0 (https://tus.io).
+"""Resumable uploads by the tus protocol 1.0 (https://tus.io).
 
-An upload is a folder below the dataset's own `.uploads`: about.json says what it is, `data` holds what came
-so far, and its length is the offset. So nothing is lost when the studio dies. When all is there, a file is
-moved into its place, and a zip is unpacked by a process of its own.
+An upload is a folder in the dataset's `.uploads`: about.json describes it, `data` has the received bytes, and
+its length is the offset, so nothing is lost when the studio is killed. A complete file is moved to its place;
+a complete zip is unpacked by a separate process.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 FOLDER = ".uploads"
 MAX_BYTES = 2**40
 MAX_OPEN = 10_000
-"""Uploads under way, for each dataset."""
+"""Maximum number of unfinished uploads per dataset."""
 EXPIRES_AFTER_S = 7 * 86_400
 REMEMBERED = 20_000
-"""Finished ones that a client may still ask about."""
+"""Number of finished uploads that a client can still query."""
 ALGORITHMS = ("sha1", "sha256", "md5")
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -59,12 +59,13 @@ class NoSuchUpload(ServiceError):
 
     def __init__(self, upload_id: str):
         super().__init__(
-            f"No upload is called {upload_id!r}.", "It is over, expired, or was ended: begin anew."
+            f"There is no upload {upload_id!r}: it is finished, expired or was ended.",
+            "Start the upload again.",
         )
 
 
 class WrongOffset(ServiceError):
-    status, code, title = 409, "wrong-offset", "The upload is at another offset."
+    status, code, title = 409, "wrong-offset", "The offset is wrong."
 
 
 class FileSkipped(ServiceError):
@@ -72,7 +73,7 @@ class FileSkipped(ServiceError):
 
 
 class FileTaken(ServiceError):
-    status, code, title = 409, "file-taken", "There is a file of this name."
+    status, code, title = 409, "file-taken", "A file of this name exists."
 
 
 class Busy(ServiceError):
@@ -80,7 +81,7 @@ class Busy(ServiceError):
 
 
 class WrongChecksum(ServiceError):
-    status, code, title = 460, "wrong-checksum", "What came is not what was sent."
+    status, code, title = 460, "wrong-checksum", "The checksum does not match."
 
 
 @dataclass(frozen=True)
@@ -90,34 +91,34 @@ class Upload:
     id: str
     folder: Path
     name: str
-    """Where the file goes below the dataset; of a zip what it was called."""
+    """Path of the file in the dataset; for a zip its original name."""
     length: int
     metadata: str
-    """As the client sent it."""
+    """The header that the client sent."""
     replaces: bool
     encoding: str
 
     @property
     def is_zip(self) -> bool:
-        """Whether it is to be unpacked."""
+        """True if it is unpacked when complete."""
         return self.name.lower().endswith(ZIP)
 
     @property
     def data(self) -> Path:
-        """What came so far."""
+        """The file of received bytes."""
         return self.folder / "data"
 
     @property
     def offset(self) -> int:
-        """How much came so far, in bytes."""
+        """Number of received bytes."""
         try:
             return self.data.stat().st_size
         except FileNotFoundError:
-            return self.length  # it is in its place, or unpacked
+            return self.length  # it was moved or unpacked
 
     @property
     def expires(self) -> float:
-        """When it is given up, in seconds since 1970."""
+        """Time when it expires, in seconds since 1970."""
         for path in (self.data, self.folder):
             with suppress(FileNotFoundError):
                 return path.stat().st_mtime + EXPIRES_AFTER_S
@@ -173,25 +174,26 @@ class Uploads:
             metadata: `Upload-Metadata`: filename or relativePath, conflict (keep, replace), encoding.
 
         Raises:
-            InvalidName, FileSkipped, FileTaken, TooLarge, NoRoom, WrongKind: as their names say.
+            InvalidName, FileSkipped, FileTaken, TooLarge, NoRoom, WrongKind: it is refused.
         """
         top = dataset.folder
-        told = parsed_metadata(metadata)
+        fields = parsed_metadata(metadata)
         name = _fitting(
-            told.get("relativePath") or told.get("path") or told.get("filename") or told.get("name", "")
+            fields.get("relativePath")
+            or fields.get("path")
+            or fields.get("filename")
+            or fields.get("name", "")
         )
-        replaces = told.get("conflict", "keep") == "replace"
+        replaces = fields.get("conflict", "keep") == "replace"
         self.clear_away(dataset)
         if not name.lower().endswith(ZIP) and not replaces and os.path.lexists(top / name):
-            raise FileTaken(
-                f"{name} is there already.", "Send the metadata conflict=replace, or leave it out."
-            )
+            raise FileTaken(f"{name} exists already.", "Skip it, or send the metadata conflict=replace.")
         if length > MAX_BYTES:
             raise TooLarge(
-                f"The file has {length:,} bytes; {MAX_BYTES:,} are the limit.", "Split the archive."
+                f"The file has {length:,} bytes; the limit is {MAX_BYTES:,}.", "Split the archive."
             )
         if len(list((top / FOLDER).glob("*"))) >= MAX_OPEN:
-            raise TooLarge(f"{MAX_OPEN:,} uploads are under way.", "End or finish some of them.")
+            raise TooLarge(f"{MAX_OPEN:,} uploads are unfinished.", "Finish or end some of them.")
         upload_id = secrets.token_hex(16)
         folder = top / FOLDER / upload_id
         about = {"name": name, "length": length, "metadata": metadata, "replaces": replaces}
@@ -200,18 +202,17 @@ class Uploads:
             folder.mkdir(parents=True)
             (folder / "data").touch()
             self._reserved.add(folder, length)
-        write_json(folder / "about.json", about | {"encoding": told.get("encoding", "")})
+        write_json(folder / "about.json", about | {"encoding": fields.get("encoding", "")})
         return self.get(dataset, upload_id)
 
     def get(self, dataset: Dataset, upload_id: str) -> Upload:
         """The upload of this id.
 
         Raises:
-            NoSuchUpload: there is none.
+            NoSuchUpload: it does not exist.
         """
-        known = self._finished.get((dataset.key, upload_id))
-        if known:
-            return known
+        if finished := self._finished.get((dataset.key, upload_id)):
+            return finished
         folder = dataset.folder / FOLDER / upload_id
         try:
             if not _ID.fullmatch(upload_id):
@@ -222,7 +223,7 @@ class Uploads:
             raise NoSuchUpload(upload_id) from None
 
     def all(self, dataset: Dataset) -> list[Upload]:
-        """Those that are not over, and archives that are being unpacked or were of late."""
+        """Unfinished uploads, and zips that are being unpacked or were recently."""
         found: list[Upload] = []
         for folder in sorted((dataset.folder / FOLDER).glob("*")):
             with suppress(NoSuchUpload):
@@ -231,26 +232,28 @@ class Uploads:
 
     @contextmanager
     def writing(self, upload: Upload, offset: int) -> Generator[Part]:
-        """Write to `upload` from `offset` on; what was written when the block ends, however, is kept.
+        """Write to `upload` from `offset` on. Written data is kept however the block ends.
 
         Raises:
-            WrongOffset: it is elsewhere.
-            Busy: somebody else is writing.
+            WrongOffset: the upload has another offset.
+            Busy: another request is writing.
         """
         if not upload.data.exists():
-            raise WrongOffset("All of it has come.", "HEAD tells the offset.")
+            raise WrongOffset("The upload is complete.", "Read the offset with HEAD.")
         with upload.data.open("r+b") as file:
             if not try_lock(file):
-                raise Busy("Its last request is still open.", "Try again in a second.")
+                raise Busy("Its previous request is still open.", "Try again in a second.")
             if file.seek(0, os.SEEK_END) != offset:
-                raise WrongOffset(f"It is at {file.tell():,}, not at {offset:,}.", "HEAD tells the offset.")
+                raise WrongOffset(
+                    f"The offset is {file.tell():,}, not {offset:,}.", "Read the offset with HEAD."
+                )
             yield Part(upload, file, offset)
 
     def finish(self, dataset: Dataset, upload: Upload) -> None:
-        """What is to be done when all bytes are there: move the file, or start to unpack.
+        """Move a complete file to its place, or start to unpack a zip.
 
         Raises:
-            FileTaken: somebody made a file of the same name meanwhile.
+            FileTaken: a file of this name was created meanwhile.
         """
         if upload.is_zip:
             self.unpack(upload)
@@ -263,13 +266,13 @@ class Uploads:
             raise OutsideRoots(upload.name) from None
         except (FileExistsError, NotADirectoryError):
             raise FileTaken(
-                f"A file is where {upload.name} wants a folder.", "Upload it elsewhere."
+                f"A folder of {upload.name} exists as a file.", "Upload it to another folder."
             ) from None
         if upload.replaces and not target.is_dir():
             upload.data.replace(target)
         elif not move_if_free(upload.data, target):
             raise FileTaken(
-                f"{upload.name} is there by now.", "End this upload, or send it with conflict=replace."
+                f"{upload.name} was created meanwhile.", "End this upload, or send it with conflict=replace."
             )
         with self._lock:
             self._finished[dataset.key, upload.id] = upload
@@ -278,12 +281,12 @@ class Uploads:
         shutil.rmtree(upload.folder, ignore_errors=True)
 
     def unpack(self, upload: Upload) -> None:
-        """Have a zip unpacked, unless that is under way or over."""
+        """Start to unpack a zip, unless that is done."""
         if (upload.folder / "report.json").exists():
             return
-        words = [sys.executable, "-m", "flowloom.server.datasets.unpack", str(upload.folder)]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
-        # Somebody has to ask how it ended, or it stays in the system's list.
+        command = [sys.executable, "-m", "flowloom.server.datasets.unpack", str(upload.folder)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        # Waited for, so that it does not stay as a zombie.
         threading.Thread(target=process.wait, daemon=True, name="unpacking").start()
 
     def report(self, upload: Upload) -> UnpackReport:
@@ -301,13 +304,13 @@ class Uploads:
         self.unpack(upload)
 
     def end(self, dataset: Dataset, upload: Upload) -> None:
-        """Give an upload up, and remove what came of it."""
+        """End an upload and remove its data."""
         with self._lock:
             self._finished.pop((dataset.key, upload.id), None)
         shutil.rmtree(upload.folder, ignore_errors=True)
 
     def clear_away(self, dataset: Dataset) -> None:
-        """Remove uploads that nobody went on with."""
+        """Remove expired uploads."""
         for upload in self.all(dataset):
             with suppress(OSError):
                 if upload.expires < time.time():
@@ -316,14 +319,14 @@ class Uploads:
 
 @dataclass
 class Part:
-    """What one request adds to an upload."""
+    """The part of an upload that one request sends."""
 
     upload: Upload
     file: Any
     offset: int
 
     def begin(self, checksum: str) -> None:
-        """Count what is written, and hash it where `Upload-Checksum` says how.
+        """Start to count the data and, if `Upload-Checksum` is given, to hash it.
 
         Raises:
             InvalidName: the header cannot be read.
@@ -332,7 +335,7 @@ class Part:
         algorithm, _, value = checksum.partition(" ")
         if checksum and algorithm not in ALGORITHMS:
             raise InvalidName(
-                f"{algorithm!r} is no checksum that is known.", f"Use one of {', '.join(ALGORITHMS)}."
+                f"{algorithm!r} is not a supported checksum.", f"Use one of {', '.join(ALGORITHMS)}."
             )
         self._hash = hashlib.new(algorithm, usedforsecurity=False) if checksum else None
         self._expected = value
@@ -341,29 +344,33 @@ class Part:
         """Add `chunk`.
 
         Raises:
-            TooLarge: that is more than was announced.
+            TooLarge: it exceeds the announced length.
         """
         if self.offset + self.written + len(chunk) > self.upload.length:
             self.file.truncate(self.offset)
-            raise TooLarge(f"More came than the {self.upload.length:,} bytes announced.", "Begin anew.")
+            raise TooLarge(
+                f"The data exceeds the announced {self.upload.length:,} bytes.", "Start the upload again."
+            )
         self.file.write(chunk)
         self.written += len(chunk)
         if self._hash:
             self._hash.update(chunk)
 
-    def close(self, *, is_whole: bool) -> None:
-        """Keep what came; where it has a checksum, only if all came and it is right.
+    def close(self, *, is_complete: bool) -> None:
+        """Keep the data; with a checksum, only if the part is complete and correct.
 
         Raises:
-            WrongChecksum: it is not.
+            WrongChecksum: the part is complete and not correct.
         """
         if self._hash is not None:
             found = base64.b64encode(self._hash.digest()).decode()
-            if not is_whole or found != self._expected:
+            if not is_complete or found != self._expected:
                 self.file.truncate(self.offset)
                 self.written = 0
-                if is_whole:
-                    raise WrongChecksum(f"Its checksum is {found}.", "Send that part again.")
+                if is_complete:
+                    raise WrongChecksum(
+                        f"The checksum of the received data is {found}.", "Send this part again."
+                    )
         self.file.flush()
 
 
@@ -373,16 +380,16 @@ def parsed_metadata(header: str) -> dict[str, str]:
     Raises:
         InvalidName: it cannot be read.
     """
-    told: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for pair in header.split(",") if header.strip() else ():
         key, _, value = pair.strip().partition(" ")
         try:
-            told[key] = base64.b64decode(value, validate=True).decode()
+            fields[key] = base64.b64decode(value, validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             raise InvalidName(
-                f"Upload-Metadata: {key!r} is no base64 of UTF-8.", "See https://tus.io."
+                f"Upload-Metadata: {key!r} is not base64 of UTF-8.", "See https://tus.io."
             ) from None
-    return told
+    return fields
 
 
 def _fitting(name: str) -> str:
@@ -392,7 +399,7 @@ def _fitting(name: str) -> str:
     try:
         return safe_name(name)
     except UnsupportedFile as error:
-        known = ", ".join(sorted(TEXTS | {ZIP}))
-        raise FileSkipped(f"{name:.300}: {error}.", f"Datasets hold images, and {known}.") from None
+        suffixes = ", ".join(sorted(TEXTS | {ZIP}))
+        raise FileSkipped(f"{name:.300}: {error}.", f"Datasets accept images and {suffixes}.") from None
     except UnsafeName as error:
         raise InvalidName(f"{name!r:.300}: {error}.", "Rename the file.") from None

@@ -1,4 +1,4 @@
-"""Datasets: folders, JSONL files and buckets; what was deleted waits in the trash."""
+"""Datasets: folders, JSONL files and buckets; deleted ones are in the trash."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class DatasetView(BaseModel):
 
     name: str = Field(examples=["fox"])
     kind: Kind
-    path: str | None = Field(description="The folder or the JSONL; null of a bucket.")
-    url: str | None = Field(description="Of a bucket.", examples=["s3://bucket/fox"])
+    path: str | None = Field(description="The folder or JSONL; null for a bucket.")
+    url: str | None = Field(description="URL of a bucket.", examples=["s3://bucket/fox"])
     storage: StorageSection = Field(description="Access to the bucket, without keys.")
-    images_dir: str | None = Field(description="What the names of its pictures are relative to.")
-    is_link: bool = Field(description="It lies elsewhere: to delete it forgets it, and what it has stays.")
+    images_dir: str | None = Field(description="Folder that image names are relative to.")
+    is_link: bool = Field(description="Stored elsewhere: deleting it removes only the link.")
     source: str | None = Field(
         description="The folder that a JSONL was built from; null: none, or not recorded.", examples=[None]
     )
 
     @classmethod
     def of(cls, dataset: Dataset, locations: DatasetLocations) -> DatasetView:
-        """As it is answered."""
+        """The view of a dataset."""
         recipe = locations.recipe_of(dataset)
         return cls(
             name=dataset.name,
@@ -60,7 +60,7 @@ class DatasetView(BaseModel):
 
 
 class NewDataset(BaseModel):
-    """A dataset to be made, or one that lies elsewhere to be remembered."""
+    """A dataset to create, or one stored elsewhere to register."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,12 +68,12 @@ class NewDataset(BaseModel):
     path: str | None = Field(
         None,
         max_length=4096,
-        description="A folder or JSONL in one of the studio's roots; none: a new folder is made.",
+        description="A folder or JSONL in one of the studio's roots; null: create a folder.",
         examples=[None],
     )
     url: str | None = Field(None, max_length=2048, description="s3://, gs:// or az://BUCKET/FOLDER.")
     storage: StorageSection = Field(
-        default_factory=StorageSection, description="How the bucket is reached: endpoint, region ..."
+        default_factory=StorageSection, description="Access to the bucket: endpoint, region ..."
     )
 
 
@@ -82,11 +82,11 @@ class TrashView(BaseModel):
 
     id: str = Field(examples=["20260102-030405-0a1b2c3d"])
     name: str
-    time: float = Field(description="When, in seconds since 1970.")
+    time: float = Field(description="Seconds since 1970.")
 
     @classmethod
     def of(cls, trashed: Trashed) -> TrashView:
-        """As it is answered."""
+        """The view of a dataset."""
         return cls.model_validate(trashed, from_attributes=True)
 
 
@@ -104,26 +104,28 @@ def _dataset(
 
 
 DatasetDep = Annotated[Dataset, Depends(_dataset)]
-TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
+TrashId = Annotated[
+    str, InPath(description="As listed by GET /api/trash.", examples=["20260102-030405-0a1b2c3d"])
+]
 
 
 @router.get("/datasets", summary="List datasets")
 def list_datasets(library: LibraryDep) -> list[DatasetView]:
-    """Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there."""
+    """Every folder and JSONL in the root `data`, and the datasets registered from elsewhere."""
     return [DatasetView.of(found, library.locations) for found in library.locations.all()]
 
 
 @router.post(
     "/datasets",
-    summary="Make or remember a dataset",
+    summary="Create or register a dataset",
     status_code=status.HTTP_201_CREATED,
     responses=problems(DatasetTaken, InvalidName, OutsideRoots, NoSuchFile),
 )
 def create_dataset(library: LibraryDep, body: NewDataset) -> DatasetView:
-    """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""
+    """A new folder to upload to or, with `path` or `url`, a name for an existing dataset."""
     if body.path is not None and body.url is not None:
         raise Invalid(
-            "1 problem.", "Give one of both.", [FieldProblem(where="/url", detail="path is given, too.")]
+            "1 problem.", "Give only one of them.", [FieldProblem(where="/url", detail="path is given too.")]
         )
     where = Path(body.path) if body.path is not None else body.url
     if where is None:
@@ -135,7 +137,7 @@ def create_dataset(library: LibraryDep, body: NewDataset) -> DatasetView:
 
 @router.get("/datasets/{dataset}", summary="A dataset", responses=problems(NoSuchDataset))
 def read_dataset(library: LibraryDep, dataset: DatasetDep) -> DatasetView:
-    """Where it lies; GET .../images says what is in it."""
+    """Its location. GET .../images lists its images."""
     return DatasetView.of(dataset, library.locations)
 
 
@@ -146,8 +148,8 @@ def read_dataset(library: LibraryDep, dataset: DatasetDep) -> DatasetView:
 )
 @in_group("waiting")
 def delete_dataset(library: LibraryDep, dataset: DatasetDep, studio: StudioDep) -> TrashView:
-    """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
-    or runs."""
+    """Move it to the trash; of one stored elsewhere, only the link. Refused if a queued or running run
+    needs it."""
     if dataset.path and not dataset.is_link:
         require_unreferenced(studio, dataset.path)
     with library.edit_lock(dataset).take(f"{dataset.name} is being deleted"):
@@ -156,23 +158,25 @@ def delete_dataset(library: LibraryDep, dataset: DatasetDep, studio: StudioDep) 
 
 @router.get("/trash", summary="List deleted datasets")
 def list_trash(library: LibraryDep) -> list[TrashView]:
-    """The latest first."""
+    """Newest first."""
     return [TrashView.of(found) for found in library.locations.trash()]
 
 
-@router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataset, DatasetTaken))
+@router.post(
+    "/trash/{trash_id}/restore", summary="Restore a dataset", responses=problems(NoSuchDataset, DatasetTaken)
+)
 def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DatasetView:
-    """By its old name."""
+    """Under its old name."""
     return DatasetView.of(library.locations.restore(trash_id), library.locations)
 
 
 @router.delete(
     "/trash/{trash_id}",
-    summary="Delete for good",
+    summary="Delete permanently",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchDataset),
 )
 @in_group("waiting")
 def destroy_dataset(library: LibraryDep, trash_id: TrashId) -> None:
-    """With all its pictures; there is no way back."""
+    """With all its images. This cannot be undone."""
     library.locations.destroy(trash_id)

@@ -1,4 +1,4 @@
-"""Edits of many captions at once: shown before they are made, and undone."""
+"""Edits of many captions: previewed, made and undone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ class ImageSelection(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
-    filter: ImageFilter = Field(ImageFilter.model_validate({}), description="As for GET .../images; {}: all.")
+    filter: ImageFilter = Field(
+        ImageFilter.model_validate({}), description="As for GET .../images; {}: all images."
+    )
     items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         None,
         min_length=1,
         max_length=10_000,
-        description="Only these of them; null: all.",
+        description="Only these; null: all.",
         examples=[["a.png"]],
     )
 
@@ -39,7 +41,7 @@ class ImageSelection(BaseModel):
 class EditPreviewRequest(ImageSelection):
     """An edit to preview."""
 
-    examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
+    examples: int = Field(10, ge=0, le=SHOWN, description="Number of captions to show.")
 
 
 class EditRequest(ImageSelection):
@@ -73,9 +75,9 @@ class EditExample(BaseModel):
 class EditPreview(BaseModel):
     """The changes that an edit would make."""
 
-    num_matching: int = Field(description="Captions that were looked at.")
-    num_changed: int = Field(description="Those that would be changed.")
-    num_unreadable: int = Field(description="Those that cannot be read, and stay as they are.")
+    num_matching: int = Field(description="Captions that the filter matches.")
+    num_changed: int = Field(description="Captions that would change.")
+    num_unreadable: int = Field(description="Captions that cannot be read and stay unchanged.")
     examples: list[EditExample]
     version: str
 
@@ -84,20 +86,20 @@ class EditView(BaseModel):
     """An edit that was made."""
 
     id: str = Field(examples=["20260102-030405-0a1b2c3d"])
-    time: float = Field(description="When, in seconds since 1970.")
+    time: float = Field(description="Seconds since 1970.")
     title: str = Field(examples=["Added “snow” at the end"])
     num_changed: int
     undoes: str | None = Field(description="The edit that this one undid.")
     changed_meanwhile: list[str] = Field(
-        [], description="Items that were left as they are, since somebody changed them."
+        [], description="Items left unchanged because another program changed them."
     )
     is_whole: bool = Field(
-        True, description="False: it was cancelled while it wrote; undo it to have all captions as they were."
+        True, description="False: it was cancelled while writing; undo it to restore all captions."
     )
 
     @classmethod
     def of(cls, edit: Edit) -> EditView:
-        """As it is answered."""
+        """The view of an edit."""
         return cls.model_validate(edit, from_attributes=True)
 
 
@@ -109,18 +111,18 @@ class StageView(BaseModel):
         description="scanning: the folder is scanned; reading: captions are read and kept for an undo; "
         "writing: captions are written."
     )
-    num_done: int = Field(description="Captions that this phase is over with.", examples=[42_000])
-    num_total: int = Field(description="Captions of this phase; 0: not known yet.", examples=[100_000])
+    num_done: int = Field(description="Captions done in this phase.", examples=[42_000])
+    num_total: int = Field(description="Captions in this phase; 0: not known yet.", examples=[100_000])
 
 
 class EditProgressView(BaseModel):
     """The edit that is being made."""
 
-    edit: StageView | None = Field(description="null: nothing is.")
+    edit: StageView | None = Field(description="Null: no edit is being made.")
 
     @classmethod
     def of(cls, stage: Stage | None) -> EditProgressView:
-        """As it is answered."""
+        """The view of an edit."""
         return cls(edit=stage and StageView.model_validate(stage, from_attributes=True))
 
 
@@ -129,13 +131,15 @@ def _editor(library: LibraryDep, dataset: DatasetDep) -> Editor:
 
 
 EditorDep = Annotated[Editor, Depends(_editor)]
-EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=["20260102-030405-0a1b2c3d"])]
+EditId = Annotated[
+    str, Path(description="As listed by GET .../edits.", examples=["20260102-030405-0a1b2c3d"])
+]
 
 
 @router.post("/datasets/{dataset}/edits/preview", summary="Preview an edit")
 @in_group("waiting")
 def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> EditPreview:
-    """How many captions it would change, and some of them before and after; nothing is changed."""
+    """The number of captions it would change, and some of them before and after. Nothing is changed."""
     plan = editor.plan(body.operation, body.filter.filter(body.items), body.examples)
     return EditPreview(
         num_matching=plan.num_matching,
@@ -154,29 +158,31 @@ def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> EditPreview:
 )
 @in_group("waiting")
 def make_edit(editor: EditorDep, body: EditRequest) -> EditView:
-    """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
-    written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
+    """The old captions are saved first, so that the edit can be undone. The response comes when all are
+    written.
+
+    A lost connection does not end the edit; `GET .../edits/progress` shows its progress."""
     selected = body.filter.filter(body.items)
-    return EditView.of(editor.make(body.operation, selected, body.version, body.operation.words()))
+    return EditView.of(editor.make(body.operation, selected, body.version, body.operation.title()))
 
 
 @router.get("/datasets/{dataset}/edits", summary="List edits")
 def list_edits(editor: EditorDep) -> list[EditView]:
-    """Those that can be undone, the latest first."""
+    """Edits that can be undone, newest first."""
     return [EditView.of(edit) for edit in editor.edits()]
 
 
 @router.get("/datasets/{dataset}/edits/progress", summary="Progress of an edit")
 def read_progress(editor: EditorDep) -> EditProgressView:
-    """Of the edit or undo that is being made."""
+    """Of the current edit or undo."""
     return EditProgressView.of(editor.lock.stage)
 
 
 @router.post("/datasets/{dataset}/edits/cancel", summary="Cancel the edit that is being made")
 def cancel_edit(editor: EditorDep) -> EditProgressView:
-    """While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
-    ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
-    """
+    """Before it writes, nothing is changed, and the request that made it returns 409. While it writes, it
+    ends early: it is listed with the captions that it changed, and can be undone. Without an edit, nothing
+    happens."""
     return EditProgressView.of(editor.lock.cancel())
 
 
@@ -187,6 +193,6 @@ def cancel_edit(editor: EditorDep) -> EditProgressView:
 )
 @in_group("waiting")
 def undo_edit(editor: EditorDep, edit_id: EditId, body: UndoRequest) -> EditView:
-    """Puts the captions back as they were; refused, with what is in the way, where some were changed since.
-    The answer is an edit itself, which can be undone again."""
+    """Restore the captions; refused with a list of captions that have changed since. The undo is an edit
+    itself, which can be undone."""
     return EditView.of(editor.undo(edit_id, is_partial=body.is_partial))

@@ -1,4 +1,4 @@
-"""What is in a dataset: its pictures a page at a time, their captions, its tags."""
+"""Images of a dataset in pages, their captions, and tags."""
 
 from __future__ import annotations
 
@@ -34,47 +34,45 @@ TAG = Annotated[str, Field(max_length=500)]
 
 
 class NoVersion(ServiceError):
-    status, code, title = 428, "no-version", "Say which caption you have read."
+    status, code, title = 428, "no-version", "The version of the caption is missing."
 
 
 class ImageView(BaseModel):
-    """A picture of a dataset."""
+    """An image of a dataset."""
 
-    item: str = Field(
-        description="Its path below the folder, or its line in the JSONL.", examples=["den/03.webp"]
-    )
-    file: str = Field(description="As training names it.")
-    caption: str = Field(description="Several of a row, one a line.")
-    version: str = Field(description="Of the caption: what If-Match wants.")
+    item: str = Field(description="Path in the folder, or line in the JSONL.", examples=["den/03.webp"])
+    file: str = Field(description="File name as training uses it.")
+    caption: str = Field(description="One line for each caption of a row.")
+    version: str = Field(description="Version of the caption, for If-Match.")
     is_tags: bool
-    width: int | None = Field(description="Pixels; null: not read yet.")
+    width: int | None = Field(description="In pixels; null: not read yet.")
     height: int | None
-    size: int | None = Field(description="Bytes, where known.")
+    size: int | None = Field(description="In bytes; null: unknown.")
     changed: float | None
-    problem: str = Field(description="Why it cannot be trained on as it is.")
-    url: str = Field(description="The picture; with ?size=256 its thumbnail.")
+    problem: str = Field(description="Reason why training leaves it out; empty: none.")
+    url: str = Field(description="URL of the image; with ?size=256 of its thumbnail.")
 
 
 class ScanProgress(BaseModel):
-    """How far the list agrees with the files."""
+    """Progress of the scan that updates the list."""
 
     is_running: bool
-    phase: Literal["", "names", "sizes"] = Field(description="`sizes`: all but width and height is known.")
+    phase: Literal["", "names", "sizes"] = Field(description="`sizes`: only width and height are missing.")
     num_done: int
-    finished: float = Field(description="When a scan last ended, in seconds since 1970; 0: never.")
+    finished: float = Field(description="End of the last scan in seconds since 1970; 0: never.")
     error: str
 
 
 class ImagePage(BaseModel):
-    """Some of the pictures."""
+    """A page of images."""
 
-    total: int = Field(description="Of those that are asked for.")
+    total: int = Field(description="Number of images that the filter matches.")
     images: list[ImageView]
     scan: ScanProgress
 
 
 class DatasetSummary(BaseModel):
-    """What is in a dataset."""
+    """Totals of a dataset."""
 
     images: int
     captioned: int
@@ -84,7 +82,7 @@ class DatasetSummary(BaseModel):
 
 
 class TagCount(BaseModel):
-    """A tag, and how many captions have it."""
+    """A tag and the number of captions that have it."""
 
     tag: str = Field(examples=["snow"])
     count: int
@@ -93,8 +91,8 @@ class TagCount(BaseModel):
 class TagPage(BaseModel):
     """The most frequent tags."""
 
-    captions: int = Field(description="Captions of tags that were counted.")
-    distinct: int = Field(description="Tags in them.")
+    captions: int = Field(description="Number of tag-based captions.")
+    distinct: int = Field(description="Number of different tags.")
     tags: list[TagCount]
 
 
@@ -103,13 +101,13 @@ class CaptionView(BaseModel):
 
     item: str = Field(examples=["den/03.webp"])
     caption: str
-    version: str = Field(description="What If-Match wants.", examples=["9f86d081884c7d659a2feaa0"])
+    version: str = Field(description="Version for If-Match.", examples=["9f86d081884c7d659a2feaa0"])
     is_tags: bool
     problem: str
 
 
 class NewCaption(BaseModel):
-    """What a caption shall say."""
+    """The new text of a caption."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,22 +115,22 @@ class NewCaption(BaseModel):
 
 
 class ImageFilter(BaseModel):
-    """Which pictures are meant; all where nothing is said."""
+    """A filter of images; empty: all."""
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field("", max_length=500, description="In the caption or the name.")
-    tags: list[TAG] = Field([], max_length=50, description="All of these.")
-    without_tags: list[TAG] = Field([], max_length=50, description="None of these.")
+    text: str = Field("", max_length=500, description="Text in the caption or name.")
+    tags: list[TAG] = Field([], max_length=50, description="Images with all of these tags.")
+    without_tags: list[TAG] = Field([], max_length=50, description="Images with none of these tags.")
     has_caption: bool | None = None
-    is_tags: bool | None = Field(None, description="Whether the caption is tags, or prose.")
+    is_tags: bool | None = Field(None, description="True: tag-based captions; false: prose.")
     has_problem: bool | None = None
-    folder: str = Field("", max_length=4096, description="Below it.")
-    min_side: int = Field(0, ge=0, le=10**6, description="Pixels of the shorter side.")
-    max_side: int = Field(0, ge=0, le=10**6, description="Pixels of the longer side; 0: any.")
+    folder: str = Field("", max_length=4096, description="Images in this folder.")
+    min_side: int = Field(0, ge=0, le=10**6, description="Minimum of the shorter side in pixels.")
+    max_side: int = Field(0, ge=0, le=10**6, description="Maximum of the longer side in pixels; 0: any.")
 
     def filter(self, items: list[str] | None = None) -> Filter:
-        """For the index."""
+        """The same filter for the index, optionally limited to `items`."""
         return Filter(
             text=self.text,
             tags=tuple(self.tags),
@@ -152,54 +150,55 @@ def _index(library: LibraryDep, dataset: DatasetDep) -> Index:
 
 
 IndexDep = Annotated[Index, Depends(_index)]
-Item = Annotated[str, InPath(description="As GET .../images names it.", examples=["den/03.webp"])]
+Item = Annotated[str, InPath(description="As listed by GET .../images.", examples=["den/03.webp"])]
 
 
 class TagQuery(ImageFilter):
-    """Of which pictures tags are counted, and which tags are told."""
+    """The images whose tags are counted, and the tags to return."""
 
-    contains: str = Field("", max_length=500, description="Only tags with this in them.")
+    contains: str = Field("", max_length=500, description="Only tags that contain this text.")
     limit: int = Field(200, ge=1, le=10_000)
 
 
 class ImageQuery(ImageFilter):
-    """Which pictures, in which order."""
+    """A filter, an order and a page of images."""
 
     sort: Sort = "name"
     skip: int = Field(0, ge=0, le=10**9)
     limit: int = Field(100, ge=1, le=1000)
 
 
-@router.get("/datasets/{dataset}/images", summary="List pictures")
+@router.get("/datasets/{dataset}/images", summary="List images")
 @in_group("waiting")
 def list_images(index: IndexDep, page: Annotated[ImageQuery, Query()], studio: StudioDep) -> ImagePage:
-    """A page of them; the first look at a large dataset goes on behind the scenes, as `scan` says."""
+    """A page of them. The first scan of a large dataset continues in the background; `scan` has its
+    progress."""
     state = index.refresh()
     total, rows = index.page(page.filter(), page.sort, page.skip, page.limit)
-    place = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/images")
-    images = [_image(place, row) for row in rows]
+    base_url = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/images")
+    images = [_image_view(base_url, row) for row in rows]
     return ImagePage(
         total=total, images=images, scan=ScanProgress.model_validate(state, from_attributes=True)
     )
 
 
-@router.get("/datasets/{dataset}/summary", summary="What is in a dataset")
+@router.get("/datasets/{dataset}/summary", summary="Totals of a dataset")
 @in_group("waiting")
 def read_summary(index: IndexDep) -> DatasetSummary:
-    """Pictures, captions, problems, bytes."""
+    """Number of images, captions, problems and bytes."""
     state = index.refresh()
     return DatasetSummary(**index.totals(), scan=ScanProgress.model_validate(state, from_attributes=True))
 
 
 @router.get("/datasets/{dataset}/tags", summary="Count tags")
 @in_group("computing")
-def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
-    """Of the pictures that are asked for: with `tags=fox`, what stands beside the tag fox."""
+def count_tags(index: IndexDep, query: Annotated[TagQuery, Query()]) -> TagPage:
+    """In the captions that the filter matches: with `tags=fox`, the tags that occur together with fox."""
     index.refresh()
-    num_captions, counts = index.tags(asked.filter())
-    part = asked.contains.casefold()
+    num_captions, counts = index.tags(query.filter())
+    part = query.contains.casefold()
     found = ((tag, count) for tag, count in counts.items() if part in tag.casefold())
-    first = sorted(found, key=lambda pair: (-pair[1], pair[0]))[: asked.limit]
+    first = sorted(found, key=lambda pair: (-pair[1], pair[0]))[: query.limit]
     tags = [TagCount(tag=tag, count=count) for tag, count in first]
     return TagPage(captions=num_captions, distinct=len(counts), tags=tags)
 
@@ -211,21 +210,21 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     responses=problems(NoSuchDataset, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )
 @in_group("images")
-def read_picture(
+def read_image(
     index: IndexDep,
     item: Item,
     studio: StudioDep,
     size: Annotated[
-        Size | None, Query(description="Longer side in pixels; none: the picture itself.")
+        Size | None, Query(description="Longer side of a thumbnail in pixels; null: the original image.")
     ] = None,
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
-    """The file as it lies there; with `size` a WebP of it that is made once."""
+    """The original file or, with `size`, a cached WebP thumbnail."""
     thumbnails = studio.settings.state_dir / "thumbnails"
     if size and index.dataset.kind == "bucket":
         path = thumbnail_from_store(_in_store(index, item), int(size), thumbnails)
     else:
-        path = _picture(index, item, studio)
+        path = _image_path(index, item, studio)
         path = thumbnail(path, int(size), thumbnails) if size else path
     return image_response(path, if_none_match, "private, max-age=3600" if size else "private, no-cache")
 
@@ -236,8 +235,8 @@ def read_picture(
     responses=problems(NoSuchDataset, NoSuchFile, OutsideRoots, WrongKind),
 )
 def read_caption(library: LibraryDep, dataset: DatasetDep, item: Item, response: Response) -> CaptionView:
-    """As it is now, with its version as ETag."""
-    return _told(item, library.editor(dataset).read(item), response)
+    """Its current text, with its version as ETag."""
+    return _caption_view(item, library.editor(dataset).read(item), response)
 
 
 @router.put(
@@ -253,19 +252,21 @@ def write_caption(
     item: Item,
     body: NewCaption,
     response: Response,
-    if_match: Annotated[str | None, Header(description="The ETag that was read; * for any.")] = None,
+    if_match: Annotated[
+        str | None, Header(description="The ETag that was read; * accepts any version.")
+    ] = None,
 ) -> CaptionView:
-    """Only over the version that was read: two editors do not undo each other. An empty one is taken away."""
+    """Only if the version is the one that was read, so that two editors do not overwrite each other.
+
+    An empty caption is removed."""
     if not if_match:
-        hint = (
-            "Send If-Match with the ETag or version that came with the caption, or * to write over anything."
-        )
+        hint = "Send If-Match with the ETag or version that came with the caption, or * for any version."
         raise NoVersion("If-Match is missing.", hint)
     versions = {part.strip().removeprefix("W/").strip('"') for part in if_match.split(",")}
-    return _told(item, library.editor(dataset).write(item, body.caption, versions), response)
+    return _caption_view(item, library.editor(dataset).write(item, body.caption, versions), response)
 
 
-def _told(item: str, caption: Caption, response: Response) -> CaptionView:
+def _caption_view(item: str, caption: Caption, response: Response) -> CaptionView:
     response.headers["etag"] = f'"{caption.version}"'
     return CaptionView(
         item=item,
@@ -276,14 +277,14 @@ def _told(item: str, caption: Caption, response: Response) -> CaptionView:
     )
 
 
-def _image(place: str, row: Row) -> ImageView:
-    own = ("url", "width", "height", "problem")
+def _image_view(base_url: str, row: Row) -> ImageView:
+    special = ("url", "width", "height", "problem")
     return ImageView(
-        **{name: getattr(row, name) for name in ImageView.model_fields if name not in own},
+        **{name: getattr(row, name) for name in ImageView.model_fields if name not in special},
         width=row.width or None,
         height=row.height or None,
         problem=row.problem or row.damage,
-        url=f"{place}/{quote(row.item)}",
+        url=f"{base_url}/{quote(row.item)}",
     )
 
 
@@ -295,12 +296,13 @@ def _in_store(index: Index, item: str) -> InStore:
     return InStore(dataset.url, dataset.storage, row.item, row.stamp.partition("|")[0])
 
 
-def _picture(index: Index, item: str, studio: Studio) -> Path:
-    """The file of a picture.
+def _image_path(index: Index, item: str, studio: Studio) -> Path:
+    """The file of an image.
 
     Raises:
-        NoSuchFile, OutsideRoots: as their names say.
-        WrongKind: it lies in a bucket or at an address.
+        NoSuchFile: there is no such image or file.
+        OutsideRoots: it is outside the studio's folders.
+        WrongKind: it is in a bucket or at a URL.
     """
     row = index.get(item)
     if row is None:
@@ -310,7 +312,7 @@ def _picture(index: Index, item: str, studio: Studio) -> Path:
     if row is None or not row.file:
         raise NoSuchFile(item)
     if folder is None or "://" in row.file:
-        raise WrongKind(f"{row.file} lies in a store.", "Ask for its thumbnail, or fetch it from there.")
+        raise WrongKind(f"{row.file} is in a store.", "Request its thumbnail, or download it from the store.")
     try:
         path = find_image(folder, row.file) if index.dataset.kind == "jsonl" else inside(folder, row.file)
     except ImageError:

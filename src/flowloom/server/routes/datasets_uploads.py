@@ -1,4 +1,4 @@
-"""Uploads into a dataset, to be resumed by the tus protocol 1.0: pictures, captions and zips."""
+"""Resumable uploads into a dataset by the tus protocol 1.0: images, captions and zips."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ T = TypeVar("T")
 VERSION = "1.0.0"
 PART = "application/offset+octet-stream"
 IDLE_S = 60.0
-"""A request that brings nothing for so long is over; what it brought is kept."""
+"""A request without data for this long ends; the data that arrived is kept."""
 AT_ONCE = 2**20
-_TOLD = {
+_TUS_HEADERS = {
     "tus-version": VERSION,
     "tus-extension": "creation,creation-with-upload,termination,checksum,expiration",
     "tus-max-size": str(MAX_BYTES),
@@ -50,11 +50,11 @@ _TOLD = {
 
 
 class WrongTus(ServiceError):
-    status, code, title = 412, "wrong-tus", "That is another version of the tus protocol."
+    status, code, title = 412, "wrong-tus", "The request has another version of the tus protocol."
 
 
 class WrongType(ServiceError):
-    status, code, title = 415, "wrong-type", "That is no part of an upload."
+    status, code, title = 415, "wrong-type", "The content type is not that of an upload."
 
 
 router = Router(tags=["uploads"], responses=problems(NoSuchDataset, WrongKind, WrongTus))
@@ -65,10 +65,12 @@ class UploadView(BaseModel):
 
     id: str
     name: str
-    offset: int = Field(description="Bytes that came.")
-    length: int = Field(description="Bytes in all.")
-    expires: float | None = Field(description="When it is given up, in seconds since 1970.")
-    unpacking: UnpackReport | None = Field(description="Of a complete zip.")
+    offset: int = Field(description="Bytes received.")
+    length: int = Field(description="Total size in bytes.")
+    expires: float | None = Field(description="Time when it expires, in seconds since 1970.")
+    unpacking: UnpackReport | None = Field(
+        description="Result or progress of unpacking a complete zip; else null."
+    )
 
 
 async def _uploads(studio: StudioDep) -> Uploads:
@@ -76,7 +78,9 @@ async def _uploads(studio: StudioDep) -> Uploads:
 
 
 async def _version(
-    tus_resumable: Annotated[str, Header(description="Of the tus protocol.", examples=[VERSION])] = "",
+    tus_resumable: Annotated[
+        str, Header(description="Version of the tus protocol.", examples=[VERSION])
+    ] = "",
 ) -> None:
     if tus_resumable != VERSION:
         raise WrongTus(f"Tus-Resumable is {tus_resumable!r}.", f"Send Tus-Resumable: {VERSION}.")
@@ -86,7 +90,7 @@ def _upload(
     dataset: DatasetDep,
     studio: StudioDep,
     upload_id: Annotated[
-        str, Path(description="From the Location.", examples=["0123456789abcdef0123456789abcdef"])
+        str, Path(description="From the Location header.", examples=["0123456789abcdef0123456789abcdef"])
     ],
 ) -> Upload:
     return studio.uploads.get(dataset, upload_id)
@@ -98,16 +102,16 @@ _TUS = [Depends(_version)]
 
 
 @router.options(
-    "/datasets/{dataset}/uploads", summary="What uploads can do", status_code=status.HTTP_204_NO_CONTENT
+    "/datasets/{dataset}/uploads", summary="Capabilities of uploads", status_code=status.HTTP_204_NO_CONTENT
 )
-def describe_uploads(dataset: DatasetDep) -> Response:  # noqa: ARG001 -- it must be there
-    """The tus protocol's own answer."""
-    return Response(status_code=204, headers=_TOLD | {"tus-resumable": VERSION})
+def describe_uploads(dataset: DatasetDep) -> Response:  # noqa: ARG001 -- the dataset must exist
+    """The response that the tus protocol defines."""
+    return Response(status_code=204, headers=_TUS_HEADERS | {"tus-resumable": VERSION})
 
 
 @router.get("/datasets/{dataset}/uploads", summary="List uploads")
 def list_uploads(dataset: DatasetDep, uploads: UploadsDep) -> list[UploadView]:
-    """Those under way, and archives that were unpacked of late."""
+    """Unfinished uploads, and zips that were unpacked recently."""
     return [_view(uploads, upload) for upload in uploads.all(dataset)]
 
 
@@ -137,26 +141,26 @@ async def create_upload(
     ],
     upload_checksum: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:
-    """Answers where to PATCH to; with a body, that is its first part already.
+    """The Location header has the URL for PATCH. A body is the first part of the file.
 
-    A file that a dataset has no use for (Thumbs.db, notes.docx, hidden ones) is answered 422 with the type
-    `urn:flowloom:file-skipped`: skip it, nothing failed.
+    Files without use in a dataset (Thumbs.db, notes.docx, hidden ones) return 422 with the type
+    `urn:flowloom:file-skipped`: skip them; nothing failed.
     """
     upload = await off_loop("uploading", uploads.create, dataset, upload_length, upload_metadata)
-    place = f"/api/datasets/{quote(dataset.name, safe='')}/uploads/{upload.id}"
+    url = f"/api/datasets/{quote(dataset.name, safe='')}/uploads/{upload.id}"
     if request.headers.get("content-type") == PART or not upload_length:
         await _receive(uploads, dataset, upload, _Incoming(request, 0, upload_checksum))
     headers = await off_loop("uploading", _headers, upload)
-    return Response(status_code=201, headers=headers | {"location": place})
+    return Response(status_code=201, headers=headers | {"location": url})
 
 
 @router.head("/datasets/{dataset}/uploads/{upload_id}", summary="Offset of an upload",
              dependencies=_TUS, response_class=Response,
              responses=problems(NoSuchDataset, WrongKind, WrongTus, NoSuchUpload))  # fmt: skip
-def look_at_upload(upload: UploadDep) -> Response:
-    """The tus protocol's own answer: go on from Upload-Offset."""
-    told = {"upload-length": str(upload.length), "upload-metadata": upload.metadata}
-    return Response(status_code=200, headers=_headers(upload) | told)
+def read_upload_offset(upload: UploadDep) -> Response:
+    """The response that the tus protocol defines: continue from Upload-Offset."""
+    headers = {"upload-length": str(upload.length), "upload-metadata": upload.metadata}
+    return Response(status_code=200, headers=_headers(upload) | headers)
 
 
 @router.get(
@@ -165,7 +169,7 @@ def look_at_upload(upload: UploadDep) -> Response:
     responses=problems(NoSuchDataset, WrongKind, NoSuchUpload),
 )
 def read_upload(upload: UploadDep, uploads: UploadsDep) -> UploadView:
-    """How far it is; of a zip, what became of each entry."""
+    """Its progress; for a zip, also the result of unpacking."""
     return _view(uploads, upload)
 
 
@@ -196,8 +200,8 @@ async def append(
     upload_offset: Annotated[int, Header(ge=0, le=2**53)],
     upload_checksum: Annotated[str, Header(max_length=200, examples=["sha256 ..."])] = "",
 ) -> Response:
-    """From the offset on; what came before a connection broke is kept. With the last part the file is in its
-    place, and a zip begins to be unpacked."""
+    """From the offset on. Data that arrived before a broken connection is kept. After the last part the
+    file is moved to its place, or a zip is unpacked."""
     if request.headers.get("content-type") != PART:
         raise WrongType(f"The content type is {request.headers.get('content-type')!r}.", f"Send {PART}.")
     await _receive(uploads, dataset, upload, _Incoming(request, upload_offset, upload_checksum))
@@ -212,44 +216,44 @@ async def append(
     responses=problems(NoSuchDataset, WrongKind, WrongTus, NoSuchUpload),
 )
 def end_upload(dataset: DatasetDep, uploads: UploadsDep, upload: UploadDep) -> Response:
-    """What came of it is removed; of a zip that was unpacked, only the report."""
+    """Remove the received data; for an unpacked zip, only the report."""
     uploads.end(dataset, upload)
     return Response(status_code=204, headers={"tus-resumable": VERSION})
 
 
 class _Incoming:
-    """A request's body that belongs to an upload."""
+    """The body of a request, as part of an upload."""
 
     def __init__(self, request: Request, offset: int, checksum: str):
         self.request, self.offset, self.checksum = request, offset, checksum
 
 
 _deadlines: dict[str, asyncio.Timeout] = {}
-"""Of the requests that write now, by upload."""
+"""Deadlines of the requests that are writing, by upload."""
 
 
 async def _receive(uploads: Uploads, dataset: Dataset, upload: Upload, incoming: _Incoming) -> None:
     loop = asyncio.get_running_loop()
     if upload.id in _deadlines:
-        # Whoever comes back after a broken connection goes before what is left of it.
+        # A new request after a broken connection takes precedence over the old one.
         _deadlines[upload.id].reschedule(loop.time())
         await asyncio.sleep(0.1)
     with ExitStack() as opened:
-        begun = off_loop("uploading", _begin, opened, uploads, upload, incoming)
-        part = await _to_its_end(begun)
-        is_whole = False
+        opening = off_loop("uploading", _begin, opened, uploads, upload, incoming)
+        part = await _to_its_end(opening)
+        is_complete = False
         try:
             async with asyncio.timeout(IDLE_S) as deadline:
                 _deadlines[upload.id] = deadline
                 await write_through(part.write, incoming.request, deadline)
-            is_whole = True
+            is_complete = True
         except (ClientDisconnect, TimeoutError):
-            pass  # what came is kept, and the client asks how much that is
+            pass  # the received data is kept, and the client asks for the offset
         finally:
             _deadlines.pop(upload.id, None)
-            await _to_its_end(off_loop("uploading", partial(part.close, is_whole=is_whole)))
+            await _to_its_end(off_loop("uploading", partial(part.close, is_complete=is_complete)))
             await _to_its_end(off_loop("uploading", opened.close))
-    if await off_loop("uploading", _is_whole, upload):
+    if await off_loop("uploading", _is_complete, upload):
         await off_loop("uploading", uploads.finish, dataset, upload)
 
 
@@ -259,12 +263,12 @@ def _begin(opened: ExitStack, uploads: Uploads, upload: Upload, incoming: _Incom
     return part
 
 
-def _is_whole(upload: Upload) -> bool:
+def _is_complete(upload: Upload) -> bool:
     return upload.offset == upload.length
 
 
 async def write_through(write: Callable[[bytes], None], request: Request, deadline: asyncio.Timeout) -> None:
-    """What the request brings, to the disk, some at a time; on return, cancelled or not, nobody writes."""
+    """Write the request's body in pieces. On return, also after a cancellation, no thread is writing."""
     loop = asyncio.get_running_loop()
     waiting = bytearray()
     try:
@@ -279,7 +283,8 @@ async def write_through(write: Callable[[bytes], None], request: Request, deadli
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, waited for even when told to end: nothing is cut or closed under a thread."""
+    """The result of `work`, awaited even after a cancellation, so that no file is closed while a thread
+    uses it."""
     working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)
@@ -289,20 +294,20 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _headers(upload: Upload) -> dict[str, str]:
-    told = {"tus-resumable": VERSION, "upload-offset": str(upload.offset), "cache-control": "no-store"}
+    headers = {"tus-resumable": VERSION, "upload-offset": str(upload.offset), "cache-control": "no-store"}
     if upload.data.exists() and upload.offset < upload.length:
-        told["upload-expires"] = formatdate(upload.expires, usegmt=True)
-    return told
+        headers["upload-expires"] = formatdate(upload.expires, usegmt=True)
+    return headers
 
 
 def _view(uploads: Uploads, upload: Upload) -> UploadView:
-    is_there = upload.folder.exists()
-    is_whole = upload.offset == upload.length
+    exists = upload.folder.exists()
+    is_complete = upload.offset == upload.length
     return UploadView(
         id=upload.id,
         name=upload.name,
         offset=upload.offset,
         length=upload.length,
-        expires=upload.expires if is_there else None,
-        unpacking=uploads.report(upload) if upload.is_zip and is_whole and is_there else None,
+        expires=upload.expires if exists else None,
+        unpacking=uploads.report(upload) if upload.is_zip and is_complete and exists else None,
     )

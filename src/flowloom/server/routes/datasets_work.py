@@ -1,4 +1,4 @@
-"""The library's work on a dataset: lint, conversion, export; small ones answered at once."""
+"""Lint, conversion and export of datasets; small ones are done at once, large ones by a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.datasets.build.options import Kind
 from flowloom.run.task import Task
 from flowloom.server.datasets.locations import Dataset, DatasetTaken, InvalidName, NoSuchDataset, WrongKind
-from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, result_of
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, problems
@@ -24,60 +24,68 @@ from flowloom.tasks.dataset_lint import LINT, LintResult
 
 router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
-"""Pictures of a dataset that is worked on at once."""
+"""Maximum number of images of a dataset that is processed at once."""
 
 
 class DatasetTaskRequest(BaseModel):
-    """How the answer comes."""
+    """Options of a task on a dataset."""
 
     model_config = ConfigDict(extra="forbid")
 
     as_run: bool | None = Field(
-        None, description=f"As a run of the queue; null: only beyond {DIRECT} pictures.", examples=[None]
+        None, description=f"Queue a run; null: only for more than {DIRECT} images.", examples=[None]
     )
 
 
 class LintRequest(DatasetTaskRequest):
-    """How a dataset is looked over."""
+    """Options of a lint."""
 
     base_resolution: list[int] = Field([512], min_length=1, max_length=16, examples=[[512, 1024]])
     batch_size: int = Field(1, ge=1, le=10**6)
-    tokenizer_path: str | None = Field(None, max_length=4096, description="T5's, to count tokens.")
+    tokenizer_path: str | None = Field(
+        None, max_length=4096, description="Folder of T5's tokenizer, to count tokens."
+    )
     max_tokens: int = Field(512, ge=1, le=10**6)
-    form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
-    near_bits: int = Field(8, ge=-1, le=64, description="For pictures that look alike; -1: none.")
+    form: Kind = Field("auto", description="Format of a folder; auto: detected, or 422 if unclear.")
+    near_bits: int = Field(
+        8, ge=-1, le=64, description="Bits in which near duplicates may differ; -1: skip the search."
+    )
     with_images: bool = True
 
 
 class ConvertRequest(DatasetTaskRequest):
-    """How a folder or a bucket becomes FLOW's JSONL."""
+    """Options of a conversion to FLOW's JSONL."""
 
-    name: str = Field("", max_length=200, description="Of the new dataset; empty: NAME.jsonl.", examples=[""])
-    replace: bool = Field(False, description="Whether a JSONL of that name is replaced.")
-    form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
+    name: str = Field(
+        "", max_length=200, description="Name of the new dataset; empty: NAME.jsonl.", examples=[""]
+    )
+    replace: bool = Field(False, description="Replace an existing JSONL of this name.")
+    form: Kind = Field("auto", description="Format of a folder; auto: detected, or 422 if unclear.")
     captions: Literal["auto", "tags", "prose"] = "auto"
-    default_caption: str | None = Field(None, max_length=10_000, description="For pictures without one.")
+    default_caption: str | None = Field(None, max_length=10_000, description="Caption of images without one.")
     each_line: bool = False
     loss_weight: float = Field(1.0, ge=0, le=1)
     with_repeats: bool = True
 
 
 class ExportRequest(DatasetTaskRequest):
-    """How FLOW's JSONL becomes what other trainers read."""
+    """Options of an export."""
 
-    name: str = Field(max_length=200, description="Of the new folder or file.", examples=["fox-kohya"])
+    name: str = Field(max_length=200, description="Name of the new folder or file.", examples=["fox-kohya"])
     to: Literal["kohya", "kohya-toml", "webdataset", "parquet"] = "kohya"
     link: Literal["copy", "hard", "soft"] = "copy"
-    concept: str = Field("", max_length=100, pattern=r"^[^/\\\x00]*$", description="In Kohya's folder names.")
+    concept: str = Field(
+        "", max_length=100, pattern=r"^[^/\\\x00]*$", description="Name in Kohya's folder names."
+    )
 
 
 class FreshnessView(BaseModel):
     """How a JSONL compares with the folder that it was built from."""
 
-    source: str | None = Field(description="That folder; null: none, or not recorded.", examples=[None])
+    source: str | None = Field(description="The folder; null: none, or not recorded.", examples=[None])
     is_outdated: bool = Field(description="Its images or captions changed since the JSONL was built.")
-    num_changed: int = Field(description="Rows that differ.", examples=[12])
-    is_edited: bool = Field(description="The JSONL was changed itself: an update discards that.")
+    num_changed: int = Field(description="Number of rows that differ.", examples=[12])
+    is_edited: bool = Field(description="The JSONL itself was changed; an update discards these changes.")
 
 
 class _Answer(BaseModel):
@@ -116,9 +124,9 @@ def _either(answer: type[_Answer]) -> dict[int | str, dict[str, Any]]:
 )
 @in_group("waiting")
 def lint_dataset(dataset: DatasetDep, body: LintRequest, studio: StudioDep, response: Response) -> LintAnswer:
-    """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
+    """Damaged and missing files, wrong sizes, captions, duplicates, buckets. Each finding names its row."""
     if dataset.path is None:
-        raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, and lint that.")
+        raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, then lint the JSONL.")
     config = body.model_dump(exclude={"as_run"}) | {"source_path": str(dataset.path)}
     return _answer(LintAnswer, studio, LINT, config, response if _is_large(studio, dataset, body) else None)
 
@@ -132,9 +140,9 @@ def lint_dataset(dataset: DatasetDep, body: LintRequest, studio: StudioDep, resp
 def convert_dataset(
     dataset: DatasetDep, body: ConvertRequest, studio: StudioDep, response: Response
 ) -> BuildAnswer:
-    """Of a folder or a bucket; the JSONL becomes a dataset of its own; the pictures stay where they are."""
+    """Of a folder or bucket. The JSONL is a separate dataset; the images stay in place."""
     if dataset.kind == "jsonl":
-        raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another form.")
+        raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another format.")
     out = _out(studio, body.name or f"{dataset.name}.jsonl", ".jsonl", replace=body.replace)
     config = body.model_dump(exclude={"as_run", "name", "replace"})
     config |= {
@@ -151,7 +159,7 @@ def convert_dataset(
     responses=problems(NoSuchDataset),
 )
 def read_freshness(dataset: DatasetDep, library: LibraryDep) -> FreshnessView:
-    """Whether the images and captions of the folder that it was built from changed since."""
+    """Report changes of the images and captions in the folder that it was built from."""
     found = library.freshness(dataset)
     if found is None:
         return FreshnessView(source=None, is_outdated=False, num_changed=0, is_edited=False)
@@ -171,12 +179,10 @@ def read_freshness(dataset: DatasetDep, library: LibraryDep) -> FreshnessView:
 def update_dataset(
     dataset: DatasetDep, body: DatasetTaskRequest, library: LibraryDep, studio: StudioDep, response: Response
 ) -> BuildAnswer:
-    """From its folder, with the options of its build; it is replaced as a whole."""
+    """From its folder, with the options of its build. It is replaced when the new one is complete."""
     recipe = library.locations.recipe_of(dataset)
     if recipe is None:
-        raise WrongKind(
-            f"{dataset.name!r} has no record of a folder that it was built from.", "Convert the folder again."
-        )
+        raise WrongKind(f"{dataset.name!r} has no record of its source folder.", "Convert the folder again.")
     config = {
         "jsonl_path": str(dataset.path),
         "source_path": recipe.source,
@@ -196,9 +202,11 @@ def update_dataset(
 def export_dataset(
     dataset: DatasetDep, body: ExportRequest, studio: StudioDep, response: Response
 ) -> ExportAnswer:
-    """Of a JSONL: convert a folder first. Kohya's folders become a dataset of their own."""
+    """Of a JSONL; convert a folder first. Kohya's folders become a new dataset."""
     if dataset.kind != "jsonl":
-        raise WrongKind(f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, and export that.")
+        raise WrongKind(
+            f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, then export the JSONL."
+        )
     ends = {"kohya-toml": ".toml", "parquet": ".parquet"}
     out = _out(studio, body.name, ends.get(body.to, ""), replace=False)
     config = {"jsonl_path": str(dataset.path), "out_path": str(out), "to": body.to, "link": body.link}
@@ -218,7 +226,7 @@ def _answer(
     if strays := list(studio.roots.path_problems(config)):
         raise Invalid.of(strays, "")
     if run_response is None:
-        result = answer_of(task, config, studio.settings.state_dir)
+        result = result_of(task, config, studio.settings.state_dir)
         return answer.model_validate({"result": result, "run": None})
     run_response.status_code = 202
     new = NewRun(name=None, config=config, devices=[], first=False)
@@ -236,10 +244,11 @@ def _is_large(studio: Studio, dataset: Dataset, body: DatasetTaskRequest) -> boo
 
 
 def _out(studio: Studio, name: str, suffix: str, *, replace: bool) -> Path:
-    """Where a new dataset called `name` goes.
+    """The path of a new dataset called `name`.
 
     Raises:
-        InvalidName, DatasetTaken: as their names say.
+        InvalidName: the name cannot be used.
+        DatasetTaken: a dataset has this name.
     """
     locations = studio.datasets.locations
     if suffix and not name.lower().endswith(suffix):

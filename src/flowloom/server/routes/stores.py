@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_words, run_process
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_line, run_process
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
 from flowloom.storage.base import StorageSection
@@ -48,5 +48,5 @@ def test_store(body: StoreTestRequest) -> StoreVerdict:
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
     done = run_process(["flowloom.server.datasets.storage_process"], json.dumps(request), needs_secrets=True)
     if done.returncode:
-        raise Failed(last_words(done.stderr), "Check the address and its settings.")
+        raise Failed(last_line(done.stderr), "Check the address and its settings.")
     return StoreVerdict.model_validate_json(done.stdout)

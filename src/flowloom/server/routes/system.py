@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_words, run_process
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_line, run_process
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group, off_loop
 from flowloom.server.problems import problems
@@ -57,7 +57,7 @@ def run_doctor(studio: StudioDep) -> list[DoctorFinding]:
         # Packages may print text before it when they are imported.
         items = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:
-        raise Failed(last_words(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
+        raise Failed(last_line(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
     findings = [DoctorFinding.model_validate(item) for item in items]
     failures = studio.jobs.failures.items()
     return [
