@@ -220,7 +220,7 @@ test("a queue is paused, keeps its runs, and resumes", async () => {
   assert.equal(await stateOf("behind"), "queued");
   await page.getByRole("button", { name: "Resume queue" }).click();
   await until(async () => (await stateOf("behind")) === "finished");
-  await page.getByLabel("If a run fails").selectOption("go-on");
+  await page.getByLabel("If a run fails").selectOption("continue");
   await page.getByRole("heading", { name: "Queue (0)" }).waitFor({ state: "detached" });
 });
 

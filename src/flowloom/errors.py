@@ -1,27 +1,27 @@
 """All exceptions that Flowloom raises.
 
 FlowloomError
-├── ConfigError           the configuration is wrong; carries every problem at once
-├── DataError             a data set cannot be used (a file, a row, too many skipped rows)
+├── ConfigError           the configuration is invalid; lists every problem
+├── DataError             a dataset cannot be used (a file, a row, too many skipped rows)
 │   ├── CacheError        a cache, or one of its shards, cannot be used
 │   └── ImageError        one image cannot be used; the row is skipped and counted
-├── SourceError           a store cannot give or take something
-│   ├── NotFound          it has no such thing
-│   ├── Denied            it does not let us
-│   │   └── StoreDenied   not to anything in it: the keys are wrong, expired or revoked
-│   └── Unavailable       it did not answer as it should, for as long as we waited
-│       └── StoreDown     nothing in it can be reached
+├── SourceError           a store cannot be read or written
+│   ├── NotFound          it has no such object
+│   ├── Denied            it denies access
+│   │   └── StoreDenied   to everything in it: the keys are wrong, expired or revoked
+│   └── Unavailable       it did not respond correctly in time
+│       └── StoreDown     it cannot be reached at all
 ├── WeightsError          a weights file is missing, unsafe or does not fit the network
 ├── RunError              a run directory cannot be made, read or resumed
 │   ├── CheckpointError   a checkpoint is incomplete, damaged, or not finite
-│   └── DamagedError      one of its files is not what it should be
-└── TrainingError         the run itself went wrong
+│   └── DamagedError      one of its files is damaged or of the wrong kind
+└── TrainingError         training failed
     ├── DivergedError     the loss, the gradient or a weight is not a finite number
     ├── OutOfMemoryError  the device has no memory left
     ├── CompileError      torch.compile could not compile a block
     └── DiskFullError     a checkpoint or sample could not be written
 
-Messages say what is wrong, where it came from, and what to do.
+Messages say what is wrong and where, hints what to do.
 """
 
 import errno
@@ -58,7 +58,7 @@ class Problem:
     where: str
     """The key as written in the file, or the flag: `dataloader.batch_size`."""
     message: str
-    """The problem as a sentence; with what to do, unless `hint` says that."""
+    """The problem as a sentence."""
     code: ProblemCode = "invalid"
     hint: str = ""
     """What to do."""
@@ -100,7 +100,7 @@ class ImageError(DataError):
 
 
 class SourceError(FlowloomError):
-    """A store cannot give or take something; the message holds no key, token or signature."""
+    """A store cannot be read or written; the message holds no key, token or signature."""
 
 
 class NotFound(SourceError):

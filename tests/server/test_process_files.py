@@ -34,6 +34,6 @@ def test_the_queue_state_of_earlier_versions_is_read(tmp_path: Path) -> None:
     registry = RunRegistry(tmp_path, RunStore(tmp_path / "studio.sqlite"))
     state = QueueState(tmp_path / "queue_state.json", registry)
     assert (state.on_fail, state.pause and state.pause.run) == ("pause", "fox")
-    state.set("go-on", None)
-    assert QueueState(tmp_path / "queue_state.json", registry).on_fail == "go-on"
+    state.set("continue", None)
+    assert QueueState(tmp_path / "queue_state.json", registry).on_fail == "continue"
     registry.store.close()

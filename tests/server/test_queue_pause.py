@@ -31,7 +31,7 @@ def kill_process(studio: Studio, name: str) -> None:
 
 
 def test_a_queue_goes_on_after_a_failure_unless_it_is_told_otherwise(studio: Studio, tiny_config: Configs):
-    assert studio.get("/api/queue")["on_fail"] == "go-on"
+    assert studio.get("/api/queue")["on_fail"] == "continue"
     begin(studio, "first", tiny_config(limits={"max_steps": 10_000}))
     begin(studio, "second", tiny_config(limits={"max_steps": 2}))
     kill_process(studio, "first")

@@ -12,7 +12,7 @@ from flowloom.loggers.base import (
     Logger,
     LoggerSpec,
     cannot_open,
-    pictures,
+    previews,
     remember,
     remembered,
     scalars,
@@ -67,7 +67,7 @@ class _AimLogger:
         try:
             for name, value in scalars(event).items():
                 self.run.track(value, name=name, step=step, epoch=event.get("epoch"))
-            for name, path, prompt in pictures(self.run_dir, event) if self.spec.images else ():
+            for name, path, prompt in previews(self.run_dir, event) if self.spec.images else ():
                 self.run.track(self.aim.Image(str(path), caption=prompt), name=name, step=step)
         except (OSError, RuntimeError, ValueError) as error:
             raise TrainingError(f"aim: {error}. The run continues without it.") from error

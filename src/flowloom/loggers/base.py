@@ -1,4 +1,4 @@
-"""Base class of trackers, and the parts of an event that they show."""
+"""Base class of trackers, and the parts of events that they show."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pydantic import Field
 
 from flowloom.errors import ConfigError, Problem
 from flowloom.image_suffixes import COMMON_SUFFIXES
+from flowloom.loggers.metrics import METRICS
 from flowloom.schema import Section
 
-NOT_SHOWN = frozenset({"seq", "time", "kind", "step", "batch", "eta_s", "loss_by_noise_level"})
-"""Fields of a step event that are no metrics; every other one is a curve."""
+STEP_CURVES = (*METRICS, "epoch")
+"""Fields of a step event that are shown as curves."""
 
 
 class Logger(Protocol):
@@ -24,12 +25,12 @@ class Logger(Protocol):
         """Show one event.
 
         Raises:
-            TrainingError: the tracker failed; the run can go on without it.
+            TrainingError: the tracker failed; the run can continue without it.
         """
         ...
 
     def close(self) -> None:
-        """Write out what is left. Never raises: the run is over, and `events.jsonl` has everything."""
+        """Write the remaining data. Never raises: the run is over, and `events.jsonl` has everything."""
         ...
 
 
@@ -40,12 +41,12 @@ class LoggerSpec(Section):
     """Added to the run's steps: FLOW's `aim_steps`, for a run that continues another one."""
 
     def build(self, run_dir: Path, config: dict[str, Any]) -> Logger:
-        """Open the tracker for the run in `run_dir`; `config` is the run's own, without secrets.
+        """Open the tracker for the run in `run_dir` with its configuration, which has no secrets.
 
-        A resumed run goes on in the tracker where it was.
+        A resumed run continues its curves in the tracker.
 
         Raises:
-            ConfigError: the tracker cannot be opened or its package is missing; the message has the hint.
+            ConfigError: the tracker cannot be opened, or its package is missing.
         """
         raise NotImplementedError
 
@@ -53,7 +54,7 @@ class LoggerSpec(Section):
 def scalars(event: dict[str, Any]) -> dict[str, float]:
     """The curves' names and values in an event; empty for kinds that have none."""
     if event["kind"] == "step":
-        shown = {f"train/{name}": value for name, value in event.items() if name not in NOT_SHOWN}
+        shown = {f"train/{name}": event.get(name) for name in STEP_CURVES}
         for i, loss in enumerate(event.get("loss_by_noise_level") or ()):
             shown[f"train/loss_by_noise_level/{i}"] = loss
     elif event["kind"] == "validated":
@@ -65,14 +66,14 @@ def scalars(event: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in shown.items() if value is not None}
 
 
-def pictures(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
+def previews(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
     """Name, file and prompt of each image in a `sampled` event; nothing for other kinds."""
     if event["kind"] != "sampled":
         return
     folder = run_dir / event["dir"]
-    described = folder / "samples.json"
-    entries = json.loads(described.read_text()) if described.exists() else []
-    prompts = {entry["file"]: entry.get("prompt", "") for entry in entries}
+    records_path = folder / "samples.json"
+    records = json.loads(records_path.read_text()) if records_path.exists() else []
+    prompts = {record["file"]: record.get("prompt", "") for record in records}
     for path in sorted(path for path in folder.iterdir() if path.suffix in COMMON_SUFFIXES):
         yield f"samples/{path.stem}", path, prompts.get(path.name, "")
 
@@ -90,4 +91,4 @@ def remember(path: Path, name: str) -> None:
 
 def cannot_open(kind: str, reason: object, hint: str) -> ConfigError:
     """The error of a tracker that cannot be opened."""
-    return ConfigError("loggers", [Problem(f"loggers ({kind})", f"{reason}. {hint}")])
+    return ConfigError("loggers", [Problem(f"loggers ({kind})", f"{reason}.", hint=hint)])

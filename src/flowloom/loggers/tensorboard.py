@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowloom.errors import TrainingError
-from flowloom.loggers.base import Logger, LoggerSpec, cannot_open, pictures, scalars
+from flowloom.loggers.base import Logger, LoggerSpec, cannot_open, previews, scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,9 +39,9 @@ class _TensorBoardLogger:
         try:
             for name, value in scalars(event).items():
                 self.writer.add_scalar(name, value, step)
-            for name, path, _ in pictures(self.run_dir, event) if self.spec.images else ():
+            for name, path, _ in previews(self.run_dir, event) if self.spec.images else ():
                 self.writer.add_image(name, _pixels(path), step, dataformats="HWC")
-            if event["kind"] != "step":  # a step's curves may wait for the writer's own rhythm
+            if event["kind"] != "step":  # curves of steps may wait for the writer's interval
                 self.writer.flush()
         except (OSError, ValueError) as error:
             raise TrainingError(f"tensorboard: {error}. The run continues without it.") from error

@@ -12,7 +12,7 @@ from flowloom.loggers.base import (
     Logger,
     LoggerSpec,
     cannot_open,
-    pictures,
+    previews,
     remember,
     remembered,
     scalars,
@@ -42,7 +42,9 @@ class WandB(LoggerSpec):
         except ImportError as error:
             raise cannot_open("wandb", error, "pip install 'flowloom[wandb]'") from error
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
-            hint = "Set the environment's WANDB_API_KEY, or mode offline and 'wandb sync' later."
+            hint = (
+                "Set the environment variable WANDB_API_KEY, or set mode offline and run 'wandb sync' later."
+            )
             raise cannot_open("wandb", "WANDB_API_KEY is not set", hint)
         id_path = run_dir / "wandb" / "run_id"
         try:
@@ -55,20 +57,20 @@ class WandB(LoggerSpec):
                 mode=self.mode,
                 dir=run_dir,
                 config=config,
-                settings=_discreet(wandb),
+                settings=_private_settings(wandb),
             )
         except Error as error:
             raise cannot_open(
-                "wandb", error, "Fix it, or set mode offline and 'wandb sync' later."
+                "wandb", error, "Fix it, or set mode offline and run 'wandb sync' later."
             ) from error
         remember(id_path, run.id)
-        # Validation and samples may arrive after later steps: each row brings its own step.
+        # Validation and samples may arrive after later steps, so each row has its step.
         run.define_metric("*", step_metric="step")
         return _WandBLogger(self, run_dir, wandb, run)
 
 
-def _discreet(wandb: Any) -> Any:
-    """No console, source code, git state, packages or machine description: the run's config says enough."""
+def _private_settings(wandb: Any) -> Any:
+    """Settings without console, source code, git state, packages and machine description."""
     return wandb.Settings(
         console="off",
         silent=True,
@@ -92,7 +94,7 @@ class _WandBLogger:
         step = event.get("step", 0) + self.spec.first_step
         try:
             row: dict[str, Any] = dict(scalars(event))
-            for name, path, prompt in pictures(self.run_dir, event) if self.spec.images else ():
+            for name, path, prompt in previews(self.run_dir, event) if self.spec.images else ():
                 row[name] = self.wandb.Image(str(path), caption=prompt)
             if row:
                 self.run.log(row | {"step": step})

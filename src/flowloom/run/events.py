@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from flowloom.config.secrets import redact
 from flowloom.errors import disk_full, is_disk_full
 from flowloom.json_types import is_object, is_sequence
+from flowloom.loggers.metrics import MetricFields
 
 Event = dict[str, Any]
 
@@ -54,23 +55,6 @@ class Phase(Header):
 
     kind: Literal["phase"]
     name: str
-
-
-class MetricFields(TypedDict):
-    """The metrics of a step, as charts and trackers show them; null where a trainer does not report one."""
-
-    loss: float | None
-    loss_smooth: float | None
-    lr: float | None
-    grad_norm: float | None
-    samples_per_s: float | None
-    data_wait_s: float | None
-    step_s: float | None
-    peak_memory_mib: float | None
-
-
-METRICS = tuple(MetricFields.__annotations__)
-"""The names of the metrics: the one list of charts and browser."""
 
 
 class Step(Header, MetricFields):

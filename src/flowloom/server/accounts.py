@@ -27,11 +27,11 @@ def hub_account(token: str) -> str | None:
     """The account name of `token` on the hub at HF_ENDPOINT; None if the token is not accepted.
 
     Raises:
-        ServiceUnreachable: the hub gave neither answer.
+        ServiceUnreachable: the hub did not respond as expected.
     """
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    answer = _ask("GET", f"{hub}/api/whoami-v2", {"authorization": f"Bearer {token}"})
-    return None if answer is None else _name(hub, answer, "name")
+    account = _send("GET", f"{hub}/api/whoami-v2", {"authorization": f"Bearer {token}"})
+    return None if account is None else _name(hub, account, "name")
 
 
 def wandb_account(key: str) -> str | None:
@@ -40,14 +40,14 @@ def wandb_account(key: str) -> str | None:
 
     wandb = (os.environ.get("WANDB_BASE_URL") or WANDB).rstrip("/")
     headers = make_headers(basic_auth=f"api:{key}")
-    answer = _ask("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
+    answer = _send("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
     data = answer.get("data") if answer else None
     # For an unknown key, it returns no viewer.
     viewer = data.get("viewer") if isinstance(data, dict) else data
     return None if viewer is None else _name(wandb, viewer, "username")
 
 
-def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) -> dict[str, Any] | None:
+def _send(method: str, url: str, headers: dict[str, str], content: Any = None) -> dict[str, Any] | None:
     """The JSON object of the response; None if access is denied."""
     from urllib3 import exceptions, request
 
@@ -65,7 +65,7 @@ def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) ->
         )
         body = response.read(MAX_RESPONSE)
     except (exceptions.HTTPError, OSError, ValueError):
-        raise ServiceUnreachable(f"{url}: no answer.", "Check the network, then try again.") from None
+        raise ServiceUnreachable(f"{url} does not respond.", "Check the network, then try again.") from None
     if response.status in _REFUSED:
         return None
     try:
@@ -74,11 +74,11 @@ def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) ->
         answer = None
     if response.status != 200 or not isinstance(answer, dict):
         hint = "Try again later, or check HF_ENDPOINT and WANDB_BASE_URL, if they are set."
-        raise ServiceUnreachable(f"{url}: it answered {response.status}, and nothing that is known.", hint)
+        raise ServiceUnreachable(f"{url}: unexpected response with status {response.status}.", hint)
     return answer
 
 
 def _name(service: str, found: Any, key: str) -> str:
     if not isinstance(found, dict) or not isinstance(found.get(key), str):
-        raise ServiceUnreachable(f"{service}: it names no account.", "Is this the right address?")
+        raise ServiceUnreachable(f"{service}: the response names no account.", "Check the service's address.")
     return found[key]

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowloom.config.local_paths import local_path_error
 from flowloom.errors import Problem
-from flowloom.server.endpoints import unfit_endpoint
+from flowloom.server.endpoints import endpoint_problem
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 from flowloom.trainers.kohya.arguments import path_in
 
@@ -78,29 +78,36 @@ class AllowedRoots:
                     yield Problem(key, f"{name!r} is not valid Unicode.")
                 else:
                     yield from self.path_problems(value, f"{key}.{name}".lstrip("."))
-        elif message := self._problem(key, config):
-            yield Problem(key, message)
+        else:
+            message, hint = self._problem(key, config)
+            if message:
+                yield Problem(key, message, hint=hint)
 
-    def _problem(self, key: str, value: Any) -> str:
-        """Return the problem of one value of a configuration, or an empty string."""
+    def _problem(self, key: str, value: Any) -> tuple[str, str]:
+        """The problem of one value of a configuration and its hint; empty if there is none."""
         if not _is_encodable(value):
-            return f"{value!r} is not valid Unicode: it contains half of a surrogate pair."
+            return f"{value!r} is not valid Unicode: it contains half of a surrogate pair.", ""
         if server := _server_in(key, value):
-            return unfit_endpoint(server)
+            return endpoint_problem(server), ""
         if _must_be_local(key, value) and (problem := local_path_error(value)):
-            return problem
+            return problem, ""
         path = _path_in(key, value)
-        if not path:
-            return ""
+        return self._path_problem(key, path) if path else ("", "")
+
+    def _path_problem(self, key: str, path: str) -> tuple[str, str]:
         if not _is_possible_path(path):
-            return f"{path[:100]!r} is not a valid path: too long, a null byte, or an unknown user's home."
+            return (
+                f"{path[:100]!r} is not a valid path: too long, a null byte, or an unknown user's home.",
+                "",
+            )
         if not self.contains(Path(path)):
             names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
-            hint = "Add a folder with flowloom up --root NAME=DIR."
-            return f"{path!r} is outside the studio's folders: {names}. {hint}"
+            hint = "Choose a path in one of them, or add a folder with flowloom up --root NAME=DIR."
+            return f"{path!r} is outside the studio's folders: {names}.", hint
         if key in _OUTPUT_KEYS and self.overlaps_runs(Path(path)):
-            return f"{path!r} overlaps the runs folder, in which only the studio creates files."
-        return ""
+            message = f"{path!r} overlaps the runs folder, in which only the studio creates files."
+            return message, "Choose another folder."
+        return "", ""
 
 
 def _is_encodable(value: Any) -> bool:

@@ -14,7 +14,7 @@ _log = logging.getLogger("flowloom")
 
 
 class PeriodicJobs:
-    """PeriodicJobs that are repeated as long as the server runs."""
+    """Jobs that are repeated as long as the server runs."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Connections: a time limit for headers, a limit of their number, an end for readers that stall."""
+"""Connections: a time limit for headers, a maximum number, and an end for clients that stop reading."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SPARE_FILES = 128
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as the system allows it, within reason."""
+    """Raise this process's limit of open files, up to MOST_FILES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    limit = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def most_connections() -> int:
-    """How many connections are kept; each may open another file, and some are left for everything else."""
+    """Maximum number of connections. Each may open another file, and SPARE_FILES are left for other uses."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
@@ -34,7 +34,7 @@ def most_connections() -> int:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. Those that have not sent a whole header are the first to go when there are too many."""
+    """One connection. If there are too many, those without complete headers are closed first."""
 
     _waiting: dict[Connection, None] = {}
     _timer: asyncio.TimerHandle | None = None
@@ -89,13 +89,13 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _watch(self, left: int) -> None:
-        """End the connection of a client that takes nothing for too long; a slow one takes something."""
+        """Close the connection if the client reads nothing for STALLED_AFTER_S."""
 
-        def look() -> None:
+        def check() -> None:
             now_left = self.transport.get_write_buffer_size()
             if now_left >= left:
                 self.transport.abort()
             else:
                 self._watch(now_left)
 
-        self._stall = self.loop.call_later(STALLED_AFTER_S, look)
+        self._stall = self.loop.call_later(STALLED_AFTER_S, check)

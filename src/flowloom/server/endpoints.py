@@ -1,4 +1,4 @@
-"""Where requests may make us connect to: public addresses, and where the owner of the machine said."""
+"""Endpoints that requests may use: public addresses, and those that the machine's owner allowed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from flowloom.storage.ssrf import STRICT, Allowed, host_of, resolve
 
 
 def environ_for_processes(*, needs_secrets: bool) -> dict[str, str]:
-    """Environment of what the studio starts: with the secrets, and strict about addresses.
+    """Environment of processes that the studio starts: with the secrets, and strict about addresses.
 
-    Requests decide what these processes work on, so no address in it is the word of the machine's owner.
+    Requests decide what these processes do, so the addresses they name are not trusted.
 
     Raises:
         ConfigError: secrets are needed, and their file cannot be used.
@@ -22,14 +22,14 @@ def environ_for_processes(*, needs_secrets: bool) -> dict[str, str]:
     return {**os.environ, **(read_secrets() if needs_secrets else usable_secrets()), STRICT: "1"}
 
 
-def unfit_endpoint(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str:
-    """Why no request makes us connect to `endpoint`; nothing where it may be reached, or is nowhere."""
+def endpoint_problem(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str:
+    """The reason why requests may not use `endpoint`; empty if they may, or if it does not exist."""
     if not isinstance(endpoint, str) or not endpoint:
         return ""
     try:
         resolve(*host_of(endpoint), Allowed.for_stores(environ))
     except Denied as error:
         return str(error)
-    except SourceError:  # whoever connects will say so, and to whom
+    except SourceError:  # the connection itself reports it
         return ""
     return ""

@@ -29,7 +29,7 @@ from flowloom.server.security import POLICY
 STATIC = Path(__file__).parent / "static"
 MARK = b"/__flowloom__"
 """As `frontend/src/lib/base-path.ts` has it."""
-_FOR_EVER = "public, max-age=31536000, immutable"
+_FOREVER = "public, max-age=31536000, immutable"
 _MARKED = {".html", ".js", ".css", ".txt", ".json", ".svg"}
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
@@ -82,7 +82,7 @@ class Pages:
         packed = path.with_name(f"{path.name}.gz")
         is_packed = "gzip" in asked.get("accept-encoding", "") and (served is not None or packed.is_file())
         headers = {
-            "cache-control": _FOR_EVER if is_hashed else "no-cache",
+            "cache-control": _FOREVER if is_hashed else "no-cache",
             "etag": f'"{changed:x}-{path.stat().st_size:x}{self.below}{"-gz" * is_packed}"',
             "vary": "accept-encoding",
         }

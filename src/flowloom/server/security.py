@@ -63,49 +63,49 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        num_bytes, is_whole = 0, False
+        num_bytes, is_complete = 0, False
         is_upload = bool(_UPLOADS.fullmatch(scope["path"]))
         until = asyncio.get_running_loop().time() + BODY_WITHIN_S
 
         def note_use() -> None:
-            # Pages that are open ask without an end; who changes something is there.
+            # Open pages poll without a user; a change is made by one.
             if scope["method"] not in _READING:
                 scope["app"].state.used_at = time.monotonic()
 
-        async def receive_so_much() -> Message:
-            nonlocal num_bytes, is_whole
-            # FastAPI lets no other errors through while it reads a body.
+        async def receive_limited() -> Message:
+            nonlocal num_bytes, is_complete
+            # FastAPI passes on only HTTPException while it reads a body.
             try:
-                async with asyncio.timeout_at(None if is_upload or is_whole else until):
+                async with asyncio.timeout_at(None if is_upload or is_complete else until):
                     message = await receive()
             except TimeoutError:
                 problem = f"The request's body did not arrive within {BODY_WITHIN_S:.0f} s."
                 raise HTTPException(408, problem) from None
             note_use()
-            is_whole = not message.get("more_body", False)
+            is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > BODY_BYTES and not is_upload:
-                raise HTTPException(413, f"A body has at most {BODY_BYTES:,} bytes here.")
+                raise HTTPException(413, f"A body may have at most {BODY_BYTES:,} bytes.")
             return message
 
         refusal = self._refusal(scope, Headers(scope=scope))
         if refusal is None:
             note_use()
-        await (answer(refusal) if refusal else self.app)(scope, receive_so_much, _with_headers(scope, send))
+        await (answer(refusal) if refusal else self.app)(scope, receive_limited, _with_headers(scope, send))
 
     def _refusal(self, scope: Scope, headers: Headers) -> ServiceError | None:
         if scope["method"] not in _READING and not _is_same_origin(headers):
             return Forbidden("Another site made this request.", "Use the studio's own pages, or a script.")
         if _is_api(scope) and _is_embedded_elsewhere(headers):
             return Forbidden(
-                "Another site asks for this.", "Open it by itself, or use the studio's own pages."
+                "Another site embeds this address.", "Open it directly, or use the studio's own pages."
             )
         if self.token is None:
             host = _name_of(headers.get("host", ""))
             if host in LOCAL_NAMES:
                 return None
-            hint = "To be reached by another name, through a proxy say, start the studio with a token."
-            return Forbidden(f"{host!r} is no name of this machine's loopback.", hint)
+            hint = "To use another name, for example through a proxy, start the studio with a token."
+            return Forbidden(f"{host!r} is not a loopback name of this machine.", hint)
         is_open = scope["path"] in _OPEN or not _is_api(scope)
         if is_open or self.sessions.holds(cookie_of(headers)):
             return None

@@ -59,7 +59,7 @@ function QueueControls({ page }: { page: Schemas["QueuePage"] }) {
           disabled={isPending}
           onChange={({ target }) => mutate({ on_fail: target.value as Schemas["QueuePage"]["on_fail"] })}
         >
-          <option value="go-on">continue queue</option>
+          <option value="continue">continue queue</option>
           <option value="pause">pause queue</option>
         </Select>
       </label>
@@ -123,7 +123,7 @@ export function QueuePanel() {
     const reordering = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
     if (reordering) move.mutate(reordering);
   };
-  if (!data || (runs.length === 0 && !data.pause && data.on_fail === "go-on")) return null;
+  if (!data || (runs.length === 0 && !data.pause && data.on_fail === "continue")) return null;
   return (
     <Panel
       title={`Queue (${runs.length})`}

@@ -39,7 +39,7 @@ from flowloom.datasets.captions.formats import (
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.image_suffixes import IMAGE_SUFFIXES
 from flowloom.server.datasets.scan import Row, folded
-from flowloom.server.endpoints import unfit_endpoint
+from flowloom.server.endpoints import endpoint_problem
 from flowloom.storage.base import ObjectInfo, Source, StorageSection
 from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import Allowed, connect
@@ -59,7 +59,7 @@ class Broken(Exception):
 
 def test(url: str, storage: StorageSection) -> dict[str, Any]:
     """Test the store of `url`, from DNS to its first object."""
-    if reason := unfit_endpoint(storage.endpoint):
+    if reason := endpoint_problem(storage.endpoint):
         return _verdict("denied", reason, "Or use a store with a public address.")
     try:
         if url.startswith("s3://"):
@@ -79,7 +79,7 @@ def _verdict(problem: str, detail: str, hint: str, first: str | None = None) -> 
 
 
 def _open(url: str, storage: StorageSection) -> Source:
-    if reason := unfit_endpoint(storage.endpoint):
+    if reason := endpoint_problem(storage.endpoint):
         raise Denied(reason)
     quick = {"tries": 1, "patience_minutes": 0.0, "timeout_s": PATIENCE_S}
     return open_source(url, storage.model_copy(update=quick))

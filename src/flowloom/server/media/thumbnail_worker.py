@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.errors import ImageError, SourceError
-from flowloom.server.endpoints import unfit_endpoint
+from flowloom.server.endpoints import endpoint_problem
 from flowloom.storage.base import Source, StorageSection
 from flowloom.storage.open import open_source
 
@@ -55,7 +55,7 @@ class OpenStores:
         if key not in self._open:
             quick = {"tries": 2, "patience_minutes": 0.0, "timeout_s": 10.0}
             storage = StorageSection.model_validate(work["storage"] | quick)
-            if reason := unfit_endpoint(storage.endpoint):
+            if reason := endpoint_problem(storage.endpoint):
                 raise SourceError(reason)
             self._open[key] = open_source(work["url"], storage)
         store = self._open[key]

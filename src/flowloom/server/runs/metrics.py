@@ -9,13 +9,14 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
 from flowloom.files import open_plain
-from flowloom.run.events import METRICS, last_kept_step
+from flowloom.loggers.metrics import METRICS
+from flowloom.run.events import last_kept_step
 from flowloom.server.runs.tail import EventTail, is_number
 
 _KEPT_RUNS = 8
@@ -30,17 +31,10 @@ class Series(BaseModel):
     high: list[float | None]
 
 
-class MetricSeries(TypedDict):
-    """A curve for each metric (run/events.py: MetricFields)."""
-
-    loss: Series
-    loss_smooth: Series
-    lr: Series
-    grad_norm: Series
-    samples_per_s: Series
-    data_wait_s: Series
-    step_s: Series
-    peak_memory_mib: Series
+if TYPE_CHECKING:
+    MetricSeries = dict[str, Series]
+else:
+    MetricSeries = TypedDict("MetricSeries", dict.fromkeys(METRICS, Series))
 
 
 class Mark(BaseModel):
@@ -89,9 +83,7 @@ class Columns:
                 num_steps=len(self._steps),
                 last_seq=self._tail.seq,
                 steps=[self._steps[end - 1] for end in edges[1:]],
-                series=cast(
-                    "MetricSeries", {name: _series(column, edges) for name, column in self._columns.items()}
-                ),
+                series={name: _series(column, edges) for name, column in self._columns.items()},
                 marks=self._marks[-max_points:],
                 damaged_lines=len(self._tail.damaged),
             )

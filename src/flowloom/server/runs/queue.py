@@ -60,11 +60,12 @@ class Queue:
     def require_devices(self, devices: Sequence[str], task: Task) -> None:
         """Raise Invalid if a device does not exist, or if `task` would leave some of them idle."""
         if unknown := sorted(set(devices) - set(self.devices)):
-            message = f"{', '.join(unknown)}: this machine has {', '.join(self.devices)}."
-            raise Invalid.of([Problem("", message)], "/devices")
+            message = f"This machine has no device {', '.join(unknown)}."
+            hint = f"Choose from {', '.join(self.devices)}."
+            raise Invalid.of([Problem("", message, hint=hint)], "/devices")
         if len(set(devices)) > 1 and not task.uses_all_devices:
-            message = f"{task.title} uses one device and would block the others for other runs: choose one."
-            raise Invalid.of([Problem("", message)], "/devices")
+            message = f"{task.title} uses one device and would block the others for other runs."
+            raise Invalid.of([Problem("", message, hint="Choose one device.")], "/devices")
 
     def task_of(self, run_dir: RunDir) -> Task:
         """The task of a run.

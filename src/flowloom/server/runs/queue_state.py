@@ -8,16 +8,16 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flowloom.errors import is_disk_full
 from flowloom.files import read_plain, write_json
 from flowloom.server.runs.registry import RunRegistry
 from flowloom.server.runs.view import ACTIVE, RunView
 
-OnFail = Literal["go-on", "pause"]
+OnFail = Literal["continue", "pause"]
 _OLD_NAME = "standing.json"
 BROKEN = frozenset({"failed", "interrupted"})
 
@@ -39,7 +39,10 @@ class Pause(BaseModel):
 
 class _Saved(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    on_fail: OnFail = "go-on"
+    # Before 0.1.0 "continue" was written as "go-on".
+    on_fail: Annotated[OnFail, BeforeValidator(lambda value: "continue" if value == "go-on" else value)] = (
+        "continue"
+    )
     pause: Pause | None = None
     started: tuple[str, ...] = ()
     """Started runs that are not yet known to be over."""

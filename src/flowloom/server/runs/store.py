@@ -106,7 +106,7 @@ class RunStore:
         except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError):
             raise  # the values are wrong, not the file
         except sqlite3.DatabaseError:
-            self._remake()
+            self._recreate()
         # Without the lock: refilling takes other locks, whose holders may wait for this one.
         self.refill()
         with self._lock:
@@ -125,7 +125,7 @@ class RunStore:
             return self._fresh()
         return connection
 
-    def _remake(self) -> None:
+    def _recreate(self) -> None:
         with self._lock:
             with suppress(sqlite3.DatabaseError):
                 self._connection.close()

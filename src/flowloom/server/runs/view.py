@@ -121,9 +121,9 @@ def _view(path: Path) -> RunView:
     entry, record = QueueEntry.read(path), ProcessRecord.read(path)
     is_running = is_held(lock_path(path)) or run_dir.is_running()
     trainer = TRAINERS.get(content.get("trainer", "flow"))
-    wants_both = trainer is not None and not trainer.writes_events
+    has_both = trainer is not None and not trainer.writes_events
     attempt_start = record.events_size if record else 0
-    events = _tail(run_dir.events_jsonl, attempt_start, wants_both=wants_both)
+    events = _tail(run_dir.events_jsonl, attempt_start, has_both=has_both)
     view = RunView(
         id=path.name,
         trainer=content.get("trainer", "flow"),
@@ -174,8 +174,8 @@ def _state(path: Path, events: _Tail, is_running: bool) -> State:
 class _Tail:
     """The newest event of each kind that determines the state."""
 
-    def __init__(self, *, wants_both: bool) -> None:
-        self._wants_both = wants_both
+    def __init__(self, *, has_both: bool) -> None:
+        self._has_both = has_both
         """True if step and progress events are separate, as when read from another trainer's log."""
         self.progress: dict[str, Any] | None = None
         self.newest: dict[str, Any] | None = None
@@ -199,18 +199,18 @@ class _Tail:
             self.phase = self.phase or event
         if kind == "progress":
             self.progress = self.progress or event
-        if kind == "step" or (kind == "progress" and not self._wants_both):
+        if kind == "step" or (kind == "progress" and not self._has_both):
             self.step = self.step or event
         if kind == "started":
             # Earlier events belong to an attempt that this one continues or abandons.
             self.step = self.step or self.progress or {"step": last_kept_step(event)}
             return True
-        return self.step is not None and (self.progress is not None or not self._wants_both)
+        return self.step is not None and (self.progress is not None or not self._has_both)
 
 
-def _tail(path: Path, attempt_start: int, *, wants_both: bool) -> _Tail:
+def _tail(path: Path, attempt_start: int, *, has_both: bool) -> _Tail:
     """The newest events in events.jsonl; those of the newest attempt begin at `attempt_start`."""
-    found = _Tail(wants_both=wants_both)
+    found = _Tail(has_both=has_both)
     for offset, line in _lines_backwards(path):
         try:
             event = json.loads(line)
@@ -295,7 +295,7 @@ def _pid(run_dir: RunDir, record: ProcessRecord | None) -> int | None:
 
 
 def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:
-    go_on = f"resume it from {checkpoint}." if checkpoint else "start it again."
+    action = f"resume it from {checkpoint}." if checkpoint else "start it again."
     ended = Exit.read(path)
     if state == "failed" and events.end:
         end = events.end
@@ -306,10 +306,10 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
         )
     if state == "failed" and ended:
         message = ended.message or f"Its process ended with status {ended.status}. {_log_end(path)}"
-        return RunProblem(error="ProcessFailed", message=message, hint=f"See its log, then {go_on}")
+        return RunProblem(error="ProcessFailed", message=message, hint=f"See its log, then {action}")
     if state == "interrupted":
         how = f"was killed by signal {-ended.status}" if ended else "disappeared without an exit status"
-        hint = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
+        hint = f"To continue, {action}" if checkpoint else "No checkpoint was saved: start it again."
         return RunProblem(error="Interrupted", message=f"Its process {how}.", hint=hint)
     return None
 
