@@ -13,13 +13,13 @@ export interface paths {
         };
         /**
          * List datasets
-         * @description Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there.
+         * @description Every folder and JSONL in the root `data`, and the datasets registered from elsewhere.
          */
         get: operations["datasets-list_datasets"];
         put?: never;
         /**
-         * Make or remember a dataset
-         * @description A new folder to upload to; or, with `path` or `url`, a name for what is there already.
+         * Create or register a dataset
+         * @description A new folder to upload to or, with `path` or `url`, a name for an existing dataset.
          */
         post: operations["datasets-create_dataset"];
         delete?: never;
@@ -38,9 +38,9 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Bring a dataset from an address or the hub
-         * @description Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The dataset
-         *     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well.
+         * Import a dataset from a URL or the hub
+         * @description Queue a run that downloads and unpacks it, and that can be stopped, killed and resumed. The dataset
+         *     appears when it is complete; for a table, such as metadata.jsonl, NAME.jsonl is built too.
          */
         post: operations["datasets-import_dataset"];
         delete?: never;
@@ -58,15 +58,15 @@ export interface paths {
         };
         /**
          * A dataset
-         * @description Where it lies; GET .../images says what is in it.
+         * @description Its location. GET .../images lists its images.
          */
         get: operations["datasets-read_dataset"];
         put?: never;
         post?: never;
         /**
          * Delete a dataset
-         * @description Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
-         *     or runs.
+         * @description Move it to the trash; of one stored elsewhere, only the link. Refused if a queued or running run
+         *     needs it.
          */
         delete: operations["datasets-delete_dataset"];
         options?: never;
@@ -83,12 +83,14 @@ export interface paths {
         };
         /**
          * Read a caption
-         * @description As it is now, with its version as ETag.
+         * @description Its current text, with its version as ETag.
          */
         get: operations["datasets-read_caption"];
         /**
          * Write a caption
-         * @description Only over the version that was read: two editors do not undo each other. An empty one is taken away.
+         * @description Only if the version is the one that was read, so that two editors do not overwrite each other.
+         *
+         *     An empty caption is removed.
          */
         put: operations["datasets-write_caption"];
         post?: never;
@@ -109,7 +111,7 @@ export interface paths {
         put?: never;
         /**
          * Convert to FLOW's JSONL
-         * @description Of a folder or a bucket; the JSONL becomes a dataset of its own; the pictures stay where they are.
+         * @description Of a folder or bucket. The JSONL is a separate dataset; the images stay in place.
          */
         post: operations["datasets-convert_dataset"];
         delete?: never;
@@ -127,14 +129,16 @@ export interface paths {
         };
         /**
          * List edits
-         * @description Those that can be undone, the latest first.
+         * @description Edits that can be undone, newest first.
          */
         get: operations["datasets-list_edits"];
         put?: never;
         /**
          * Edit many captions
-         * @description Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
-         *     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is.
+         * @description The old captions are saved first, so that the edit can be undone. The response comes when all are
+         *     written.
+         *
+         *     A lost connection does not end the edit; `GET .../edits/progress` shows its progress.
          */
         post: operations["datasets-make_edit"];
         delete?: never;
@@ -154,8 +158,9 @@ export interface paths {
         put?: never;
         /**
          * Cancel the edit that is being made
-         * @description While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
-         *     ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
+         * @description Before it writes, nothing is changed, and the request that made it returns 409. While it writes, it
+         *     ends early: it is listed with the captions that it changed, and can be undone. Without an edit, nothing
+         *     happens.
          */
         post: operations["datasets-cancel_edit"];
         delete?: never;
@@ -175,7 +180,7 @@ export interface paths {
         put?: never;
         /**
          * Preview an edit
-         * @description How many captions it would change, and some of them before and after; nothing is changed.
+         * @description The number of captions it would change, and some of them before and after. Nothing is changed.
          */
         post: operations["datasets-preview_edit"];
         delete?: never;
@@ -193,7 +198,7 @@ export interface paths {
         };
         /**
          * Progress of an edit
-         * @description Of the edit or undo that is being made.
+         * @description Of the current edit or undo.
          */
         get: operations["datasets-read_progress"];
         put?: never;
@@ -215,8 +220,8 @@ export interface paths {
         put?: never;
         /**
          * Undo an edit
-         * @description Puts the captions back as they were; refused, with what is in the way, where some were changed since.
-         *     The answer is an edit itself, which can be undone again.
+         * @description Restore the captions; refused with a list of captions that have changed since. The undo is an edit
+         *     itself, which can be undone.
          */
         post: operations["datasets-undo_edit"];
         delete?: never;
@@ -236,7 +241,7 @@ export interface paths {
         put?: never;
         /**
          * Export to Kohya, webdataset or parquet
-         * @description Of a JSONL: convert a folder first. Kohya's folders become a dataset of their own.
+         * @description Of a JSONL; convert a folder first. Kohya's folders become a new dataset.
          */
         post: operations["datasets-export_dataset"];
         delete?: never;
@@ -254,7 +259,7 @@ export interface paths {
         };
         /**
          * Compare a JSONL with its folder
-         * @description Whether the images and captions of the folder that it was built from changed since.
+         * @description Report changes of the images and captions in the folder that it was built from.
          */
         get: operations["datasets-read_freshness"];
         put?: never;
@@ -273,8 +278,9 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List pictures
-         * @description A page of them; the first look at a large dataset goes on behind the scenes, as `scan` says.
+         * List images
+         * @description A page of them. The first scan of a large dataset continues in the background; `scan` has its
+         *     progress.
          */
         get: operations["datasets-list_images"];
         put?: never;
@@ -294,9 +300,9 @@ export interface paths {
         };
         /**
          * An image or its thumbnail
-         * @description The file as it lies there; with `size` a WebP of it that is made once.
+         * @description The original file or, with `size`, a cached WebP thumbnail.
          */
-        get: operations["datasets-read_picture"];
+        get: operations["datasets-read_image"];
         put?: never;
         post?: never;
         delete?: never;
@@ -316,7 +322,7 @@ export interface paths {
         put?: never;
         /**
          * Lint a dataset
-         * @description Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row.
+         * @description Damaged and missing files, wrong sizes, captions, duplicates, buckets. Each finding names its row.
          */
         post: operations["datasets-lint_dataset"];
         delete?: never;
@@ -333,8 +339,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What is in a dataset
-         * @description Pictures, captions, problems, bytes.
+         * Totals of a dataset
+         * @description Number of images, captions, problems and bytes.
          */
         get: operations["datasets-read_summary"];
         put?: never;
@@ -354,7 +360,7 @@ export interface paths {
         };
         /**
          * Count tags
-         * @description Of the pictures that are asked for: with `tags=fox`, what stands beside the tag fox.
+         * @description In the captions that the filter matches: with `tags=fox`, the tags that occur together with fox.
          */
         get: operations["datasets-count_tags"];
         put?: never;
@@ -376,7 +382,7 @@ export interface paths {
         put?: never;
         /**
          * Build a JSONL again
-         * @description From its folder, with the options of its build; it is replaced as a whole.
+         * @description From its folder, with the options of its build. It is replaced when the new one is complete.
          */
         post: operations["datasets-update_dataset"];
         delete?: never;
@@ -394,22 +400,22 @@ export interface paths {
         };
         /**
          * List uploads
-         * @description Those under way, and archives that were unpacked of late.
+         * @description Unfinished uploads, and zips that were unpacked recently.
          */
         get: operations["uploads-list_uploads"];
         put?: never;
         /**
          * Begin an upload
-         * @description Answers where to PATCH to; with a body, that is its first part already.
+         * @description The Location header has the URL for PATCH. A body is the first part of the file.
          *
-         *     A file that a dataset has no use for (Thumbs.db, notes.docx, hidden ones) is answered 422 with the type
-         *     `urn:flowloom:file-skipped`: skip it, nothing failed.
+         *     Files without use in a dataset (Thumbs.db, notes.docx, hidden ones) return 422 with the type
+         *     `urn:flowloom:file-skipped`: skip them; nothing failed.
          */
         post: operations["uploads-create_upload"];
         delete?: never;
         /**
-         * What uploads can do
-         * @description The tus protocol's own answer.
+         * Capabilities of uploads
+         * @description The response that the tus protocol defines.
          */
         options: operations["uploads-describe_uploads"];
         head?: never;
@@ -425,26 +431,26 @@ export interface paths {
         };
         /**
          * An upload
-         * @description How far it is; of a zip, what became of each entry.
+         * @description Its progress; for a zip, also the result of unpacking.
          */
         get: operations["uploads-read_upload"];
         put?: never;
         post?: never;
         /**
          * End an upload
-         * @description What came of it is removed; of a zip that was unpacked, only the report.
+         * @description Remove the received data; for an unpacked zip, only the report.
          */
         delete: operations["uploads-end_upload"];
         options?: never;
         /**
          * Offset of an upload
-         * @description The tus protocol's own answer: go on from Upload-Offset.
+         * @description The response that the tus protocol defines: continue from Upload-Offset.
          */
-        head: operations["uploads-look_at_upload"];
+        head: operations["uploads-read_upload_offset"];
         /**
          * Send a part
-         * @description From the offset on; what came before a connection broke is kept. With the last part the file is in its
-         *     place, and a zip begins to be unpacked.
+         * @description From the offset on. Data that arrived before a broken connection is kept. After the last part the
+         *     file is moved to its place, or a zip is unpacked.
          */
         patch: operations["uploads-append"];
         trace?: never;
@@ -1424,7 +1430,7 @@ export interface paths {
         };
         /**
          * List deleted datasets
-         * @description The latest first.
+         * @description Newest first.
          */
         get: operations["datasets-list_trash"];
         put?: never;
@@ -1446,8 +1452,8 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * Delete for good
-         * @description With all its pictures; there is no way back.
+         * Delete permanently
+         * @description With all its images. This cannot be undone.
          */
         delete: operations["datasets-destroy_dataset"];
         options?: never;
@@ -1465,8 +1471,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Undelete
-         * @description By its old name.
+         * Restore a dataset
+         * @description Under its old name.
          */
         post: operations["datasets-restore_dataset"];
         delete?: never;
@@ -1551,11 +1557,11 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Examine a run before it starts
-         * @description Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit.
+         * Check a run before it starts
+         * @description Steps, buckets, rows left out, memory, disk and time, and changes with which the run fits.
          *
-         *     `GET /api/trainers` says which trainers can be asked: FLOW and Kohya. Kohya's buckets, steps and epochs
-         *     are those that sd-scripts makes; its memory is a coarse estimate, which names what it does not count.
+         *     `GET /api/trainers` lists the trainers with a preflight: FLOW and Kohya. For Kohya, buckets, steps and
+         *     epochs are computed like sd-scripts does, and memory is a coarse estimate that names what it leaves out.
          */
         post: operations["training-preflight"];
         delete?: never;
@@ -1671,7 +1677,7 @@ export interface components {
         };
         /**
          * AddTags
-         * @description Add tags that are not there yet; to prose, at its beginning or end as well.
+         * @description Add missing tags at the start or end, also of prose.
          */
         AddTags: {
             /**
@@ -1836,7 +1842,7 @@ export interface components {
             problem: string;
             /**
              * Version
-             * @description What If-Match wants.
+             * @description Version for If-Match.
              * @example 9f86d081884c7d659a2feaa0
              */
             version: string;
@@ -2053,12 +2059,12 @@ export interface components {
         };
         /**
          * ConvertRequest
-         * @description How a folder or a bucket becomes FLOW's JSONL.
+         * @description Options of a conversion to FLOW's JSONL.
          */
         ConvertRequest: {
             /**
              * As Run
-             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @description Queue a run; null: only for more than 300 images.
              * @example null
              */
             as_run?: boolean | null;
@@ -2070,7 +2076,7 @@ export interface components {
             captions?: "auto" | "tags" | "prose";
             /**
              * Default Caption
-             * @description For pictures without one.
+             * @description Caption of images without one.
              */
             default_caption?: string | null;
             /**
@@ -2080,7 +2086,7 @@ export interface components {
             each_line?: boolean;
             /**
              * Form
-             * @description How a folder is read; auto: seen from it, or asked (422).
+             * @description Format of a folder; auto: detected, or 422 if unclear.
              * @default auto
              * @enum {string}
              */
@@ -2092,14 +2098,14 @@ export interface components {
             loss_weight?: number;
             /**
              * Name
-             * @description Of the new dataset; empty: NAME.jsonl.
+             * @description Name of the new dataset; empty: NAME.jsonl.
              * @default
              * @example
              */
             name?: string;
             /**
              * Replace
-             * @description Whether a JSONL of that name is replaced.
+             * @description Replace an existing JSONL of this name.
              * @default false
              */
             replace?: boolean;
@@ -2172,7 +2178,7 @@ export interface components {
         };
         /**
          * DatasetSummary
-         * @description What is in a dataset.
+         * @description Totals of a dataset.
          */
         DatasetSummary: {
             /** Bytes */
@@ -2187,12 +2193,12 @@ export interface components {
         };
         /**
          * DatasetTaskRequest
-         * @description How the answer comes.
+         * @description Options of a task on a dataset.
          */
         DatasetTaskRequest: {
             /**
              * As Run
-             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @description Queue a run; null: only for more than 300 images.
              * @example null
              */
             as_run?: boolean | null;
@@ -2204,12 +2210,12 @@ export interface components {
         DatasetView: {
             /**
              * Images Dir
-             * @description What the names of its pictures are relative to.
+             * @description Folder that image names are relative to.
              */
             images_dir: string | null;
             /**
              * Is Link
-             * @description It lies elsewhere: to delete it forgets it, and what it has stays.
+             * @description Stored elsewhere: deleting it removes only the link.
              */
             is_link: boolean;
             /**
@@ -2224,7 +2230,7 @@ export interface components {
             name: string;
             /**
              * Path
-             * @description The folder or the JSONL; null of a bucket.
+             * @description The folder or JSONL; null for a bucket.
              */
             path: string | null;
             /**
@@ -2237,7 +2243,7 @@ export interface components {
             storage: components["schemas"]["StorageSection"];
             /**
              * Url
-             * @description Of a bucket.
+             * @description URL of a bucket.
              * @example s3://bucket/fox
              */
             url: string | null;
@@ -2432,17 +2438,17 @@ export interface components {
             examples: components["schemas"]["EditExample"][];
             /**
              * Num Changed
-             * @description Those that would be changed.
+             * @description Captions that would change.
              */
             num_changed: number;
             /**
              * Num Matching
-             * @description Captions that were looked at.
+             * @description Captions that the filter matches.
              */
             num_matching: number;
             /**
              * Num Unreadable
-             * @description Those that cannot be read, and stay as they are.
+             * @description Captions that cannot be read and stay unchanged.
              */
             num_unreadable: number;
             /** Version */
@@ -2455,12 +2461,12 @@ export interface components {
         EditPreviewRequest: {
             /**
              * Examples
-             * @description How many captions to show.
+             * @description Number of captions to show.
              * @default 10
              */
             examples?: number;
             /**
-             * @description As for GET .../images; {}: all.
+             * @description As for GET .../images; {}: all images.
              * @default {
              *       "folder": "",
              *       "max_side": 0,
@@ -2473,7 +2479,7 @@ export interface components {
             filter?: components["schemas"]["ImageFilter"];
             /**
              * Items
-             * @description Only these of them; null: all.
+             * @description Only these; null: all.
              * @example [
              *       "a.png"
              *     ]
@@ -2496,7 +2502,7 @@ export interface components {
          * @description The edit that is being made.
          */
         EditProgressView: {
-            /** @description null: nothing is. */
+            /** @description Null: no edit is being made. */
             edit: components["schemas"]["StageView"] | null;
         };
         /**
@@ -2505,7 +2511,7 @@ export interface components {
          */
         EditRequest: {
             /**
-             * @description As for GET .../images; {}: all.
+             * @description As for GET .../images; {}: all images.
              * @default {
              *       "folder": "",
              *       "max_side": 0,
@@ -2518,7 +2524,7 @@ export interface components {
             filter?: components["schemas"]["ImageFilter"];
             /**
              * Items
-             * @description Only these of them; null: all.
+             * @description Only these; null: all.
              * @example [
              *       "a.png"
              *     ]
@@ -2548,7 +2554,7 @@ export interface components {
         EditView: {
             /**
              * Changed Meanwhile
-             * @description Items that were left as they are, since somebody changed them.
+             * @description Items left unchanged because another program changed them.
              * @default []
              */
             changed_meanwhile?: string[];
@@ -2559,7 +2565,7 @@ export interface components {
             id: string;
             /**
              * Is Whole
-             * @description False: it was cancelled while it wrote; undo it to have all captions as they were.
+             * @description False: it was cancelled while writing; undo it to restore all captions.
              * @default true
              */
             is_whole?: boolean;
@@ -2567,7 +2573,7 @@ export interface components {
             num_changed: number;
             /**
              * Time
-             * @description When, in seconds since 1970.
+             * @description Seconds since 1970.
              */
             time: number;
             /**
@@ -2592,18 +2598,18 @@ export interface components {
         };
         /**
          * ExportRequest
-         * @description How FLOW's JSONL becomes what other trainers read.
+         * @description Options of an export.
          */
         ExportRequest: {
             /**
              * As Run
-             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @description Queue a run; null: only for more than 300 images.
              * @example null
              */
             as_run?: boolean | null;
             /**
              * Concept
-             * @description In Kohya's folder names.
+             * @description Name in Kohya's folder names.
              * @default
              */
             concept?: string;
@@ -2615,7 +2621,7 @@ export interface components {
             link?: "copy" | "hard" | "soft";
             /**
              * Name
-             * @description Of the new folder or file.
+             * @description Name of the new folder or file.
              * @example fox-kohya
              */
             name: string;
@@ -2676,7 +2682,7 @@ export interface components {
         };
         /**
          * FieldProblem
-         * @description One thing wrong with what was sent.
+         * @description One problem of a request.
          */
         FieldProblem: {
             /**
@@ -2693,7 +2699,7 @@ export interface components {
             detail: string;
             /**
              * Hint
-             * @description What to do, where `detail` does not say it.
+             * @description What to do.
              * @default
              */
             hint?: string;
@@ -2803,7 +2809,7 @@ export interface components {
         FreshnessView: {
             /**
              * Is Edited
-             * @description The JSONL was changed itself: an update discards that.
+             * @description The JSONL itself was changed; an update discards these changes.
              */
             is_edited: boolean;
             /**
@@ -2813,13 +2819,13 @@ export interface components {
             is_outdated: boolean;
             /**
              * Num Changed
-             * @description Rows that differ.
+             * @description Number of rows that differ.
              * @example 12
              */
             num_changed: number;
             /**
              * Source
-             * @description That folder; null: none, or not recorded.
+             * @description The folder; null: none, or not recorded.
              * @example null
              */
             source: string | null;
@@ -2915,12 +2921,12 @@ export interface components {
         };
         /**
          * ImageFilter
-         * @description Which pictures are meant; all where nothing is said.
+         * @description A filter of images; empty: all.
          */
         ImageFilter: {
             /**
              * Folder
-             * @description Below it.
+             * @description Images in this folder.
              * @default
              */
             folder?: string;
@@ -2930,43 +2936,43 @@ export interface components {
             has_problem?: boolean | null;
             /**
              * Is Tags
-             * @description Whether the caption is tags, or prose.
+             * @description True: tag-based captions; false: prose.
              */
             is_tags?: boolean | null;
             /**
              * Max Side
-             * @description Pixels of the longer side; 0: any.
+             * @description Maximum of the longer side in pixels; 0: any.
              * @default 0
              */
             max_side?: number;
             /**
              * Min Side
-             * @description Pixels of the shorter side.
+             * @description Minimum of the shorter side in pixels.
              * @default 0
              */
             min_side?: number;
             /**
              * Tags
-             * @description All of these.
+             * @description Images with all of these tags.
              * @default []
              */
             tags?: string[];
             /**
              * Text
-             * @description In the caption or the name.
+             * @description Text in the caption or name.
              * @default
              */
             text?: string;
             /**
              * Without Tags
-             * @description None of these.
+             * @description Images with none of these tags.
              * @default []
              */
             without_tags?: string[];
         };
         /**
          * ImagePage
-         * @description Some of the pictures.
+         * @description A page of images.
          */
         ImagePage: {
             /** Images */
@@ -2974,25 +2980,25 @@ export interface components {
             scan: components["schemas"]["ScanProgress"];
             /**
              * Total
-             * @description Of those that are asked for.
+             * @description Number of images that the filter matches.
              */
             total: number;
         };
         /**
          * ImageView
-         * @description A picture of a dataset.
+         * @description An image of a dataset.
          */
         ImageView: {
             /**
              * Caption
-             * @description Several of a row, one a line.
+             * @description One line for each caption of a row.
              */
             caption: string;
             /** Changed */
             changed: number | null;
             /**
              * File
-             * @description As training names it.
+             * @description File name as training uses it.
              */
             file: string;
             /** Height */
@@ -3001,62 +3007,62 @@ export interface components {
             is_tags: boolean;
             /**
              * Item
-             * @description Its path below the folder, or its line in the JSONL.
+             * @description Path in the folder, or line in the JSONL.
              * @example den/03.webp
              */
             item: string;
             /**
              * Problem
-             * @description Why it cannot be trained on as it is.
+             * @description Reason why training leaves it out; empty: none.
              */
             problem: string;
             /**
              * Size
-             * @description Bytes, where known.
+             * @description In bytes; null: unknown.
              */
             size: number | null;
             /**
              * Url
-             * @description The picture; with ?size=256 its thumbnail.
+             * @description URL of the image; with ?size=256 of its thumbnail.
              */
             url: string;
             /**
              * Version
-             * @description Of the caption: what If-Match wants.
+             * @description Version of the caption, for If-Match.
              */
             version: string;
             /**
              * Width
-             * @description Pixels; null: not read yet.
+             * @description In pixels; null: not read yet.
              */
             width: number | null;
         };
         /**
          * ImportRequest
-         * @description Where a dataset comes from.
+         * @description The source of a dataset.
          */
         ImportRequest: {
             /**
              * Below
-             * @description Only what lies below this folder of it.
+             * @description Only files in this folder of the repository.
              * @default
              */
             below?: string;
             /**
              * Encoding
-             * @description Of names in an archive that does not say.
+             * @description Encoding of names in an archive that does not state it.
              * @default
              */
             encoding?: string;
             /**
              * Name
-             * @description Of the new dataset.
+             * @description Name of the new dataset.
              * @example fox
              */
             name: string;
             /**
              * Repo
-             * @description Or a dataset of the hub, OWNER/NAME.
+             * @description Or a dataset on the hub, OWNER/NAME.
              * @default
              * @example
              */
@@ -3069,13 +3075,13 @@ export interface components {
             revision?: string;
             /**
              * Sha256
-             * @description What the file at `url` must be.
+             * @description Expected checksum of the file at `url`.
              * @default
              */
             sha256?: string;
             /**
              * Url
-             * @description Of a zip, a tar or a table.
+             * @description URL of a zip, tar or table.
              * @default
              * @example https://example.org/fox.zip
              */
@@ -3198,12 +3204,12 @@ export interface components {
         };
         /**
          * LintRequest
-         * @description How a dataset is looked over.
+         * @description Options of a lint.
          */
         LintRequest: {
             /**
              * As Run
-             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @description Queue a run; null: only for more than 300 images.
              * @example null
              */
             as_run?: boolean | null;
@@ -3225,7 +3231,7 @@ export interface components {
             batch_size?: number;
             /**
              * Form
-             * @description How a folder is read; auto: seen from it, or asked (422).
+             * @description Format of a folder; auto: detected, or 422 if unclear.
              * @default auto
              * @enum {string}
              */
@@ -3237,13 +3243,13 @@ export interface components {
             max_tokens?: number;
             /**
              * Near Bits
-             * @description For pictures that look alike; -1: none.
+             * @description Bits in which near duplicates may differ; -1: skip the search.
              * @default 8
              */
             near_bits?: number;
             /**
              * Tokenizer Path
-             * @description T5's, to count tokens.
+             * @description Folder of T5's tokenizer, to count tokens.
              */
             tokenizer_path?: string | null;
             /**
@@ -3425,10 +3431,7 @@ export interface components {
              */
             usable_share: number;
         };
-        /**
-         * MetricSeries
-         * @description A curve for each metric (run/events.py: MetricFields).
-         */
+        /** MetricSeries */
         MetricSeries: {
             data_wait_s: components["schemas"]["Series"];
             grad_norm: components["schemas"]["Series"];
@@ -3656,7 +3659,7 @@ export interface components {
         };
         /**
          * NewCaption
-         * @description What a caption shall say.
+         * @description The new text of a caption.
          */
         NewCaption: {
             /**
@@ -3667,7 +3670,7 @@ export interface components {
         };
         /**
          * NewDataset
-         * @description A dataset to be made, or one that lies elsewhere to be remembered.
+         * @description A dataset to create, or one stored elsewhere to register.
          */
         NewDataset: {
             /**
@@ -3677,11 +3680,11 @@ export interface components {
             name: string;
             /**
              * Path
-             * @description A folder or JSONL in one of the studio's roots; none: a new folder is made.
+             * @description A folder or JSONL in one of the studio's roots; null: create a folder.
              * @example null
              */
             path?: string | null;
-            /** @description How the bucket is reached: endpoint, region ... */
+            /** @description Access to the bucket: endpoint, region ... */
             storage?: components["schemas"]["StorageSection"];
             /**
              * Url
@@ -3825,7 +3828,7 @@ export interface components {
         };
         /**
          * PreflightRequest
-         * @description A run, to be examined before it starts.
+         * @description A run to check before it starts.
          */
         PreflightRequest: {
             /**
@@ -3841,12 +3844,12 @@ export interface components {
             };
             /**
              * Gpu Gib
-             * @description Of a CUDA card that is not here.
+             * @description Memory of a CUDA device that is not in this machine.
              */
             gpu_gib?: number | null;
             /**
              * Samples Per S
-             * @description A known rate.
+             * @description Known training rate.
              */
             samples_per_s?: number | null;
         };
@@ -3969,7 +3972,7 @@ export interface components {
              * @description `pause`: a failed run pauses the queue.
              * @example pause
              */
-            on_fail?: ("go-on" | "pause") | null;
+            on_fail?: ("continue" | "pause") | null;
             /**
              * Paused
              * @description True pauses the queue until it is resumed.
@@ -3996,7 +3999,7 @@ export interface components {
              * @description Reaction to a run that fails or is killed: continue with the next one, or pause.
              * @enum {string}
              */
-            on_fail: "go-on" | "pause";
+            on_fail: "continue" | "pause";
             /** @description Since when the queue is paused, and why; null: not paused. */
             pause: components["schemas"]["Pause"] | null;
             /** Runs */
@@ -4004,7 +4007,7 @@ export interface components {
         };
         /**
          * RemoveTags
-         * @description Take tags out, whatever their letter case.
+         * @description Remove tags, ignoring letter case.
          */
         RemoveTags: {
             /**
@@ -4044,7 +4047,7 @@ export interface components {
         };
         /**
          * ReorderTags
-         * @description Some tags first, the others as they stand or by the alphabet, none twice; prose stays as it is.
+         * @description Move tags to the front, keep or sort the others, and drop duplicates. Prose stays unchanged.
          */
         ReorderTags: {
             /**
@@ -4074,7 +4077,7 @@ export interface components {
         };
         /**
          * ReplaceTag
-         * @description Write one tag for another, and only once.
+         * @description Replace a tag, without creating a duplicate.
          */
         ReplaceTag: {
             /**
@@ -4095,7 +4098,7 @@ export interface components {
         };
         /**
          * ReplaceText
-         * @description Write one text for another anywhere in a caption.
+         * @description Replace a text anywhere in a caption.
          */
         ReplaceText: {
             /**
@@ -4110,7 +4113,7 @@ export interface components {
             kind: "replace_text";
             /**
              * Text
-             * @example a picture of
+             * @example an image of
              */
             text: string;
         };
@@ -4497,14 +4500,14 @@ export interface components {
         };
         /**
          * ScanProgress
-         * @description How far the list agrees with the files.
+         * @description Progress of the scan that updates the list.
          */
         ScanProgress: {
             /** Error */
             error: string;
             /**
              * Finished
-             * @description When a scan last ended, in seconds since 1970; 0: never.
+             * @description End of the last scan in seconds since 1970; 0: never.
              */
             finished: number;
             /** Is Running */
@@ -4513,7 +4516,7 @@ export interface components {
             num_done: number;
             /**
              * Phase
-             * @description `sizes`: all but width and height is known.
+             * @description `sizes`: only width and height are missing.
              * @enum {string}
              */
             phase: "" | "names" | "sizes";
@@ -4545,7 +4548,7 @@ export interface components {
         };
         /**
          * SetText
-         * @description One caption for all: for those without one, say.
+         * @description Set the same caption, for example for images without one.
          */
         SetText: {
             /**
@@ -4615,13 +4618,13 @@ export interface components {
         StageView: {
             /**
              * Num Done
-             * @description Captions that this phase is over with.
+             * @description Captions done in this phase.
              * @example 42000
              */
             num_done: number;
             /**
              * Num Total
-             * @description Captions of this phase; 0: not known yet.
+             * @description Captions in this phase; 0: not known yet.
              * @example 100000
              */
             num_total: number;
@@ -4868,7 +4871,7 @@ export interface components {
         };
         /**
          * TagCount
-         * @description A tag, and how many captions have it.
+         * @description A tag and the number of captions that have it.
          */
         TagCount: {
             /** Count */
@@ -4886,12 +4889,12 @@ export interface components {
         TagPage: {
             /**
              * Captions
-             * @description Captions of tags that were counted.
+             * @description Number of tag-based captions.
              */
             captions: number;
             /**
              * Distinct
-             * @description Tags in them.
+             * @description Number of different tags.
              */
             distinct: number;
             /** Tags */
@@ -5043,7 +5046,7 @@ export interface components {
             name: string;
             /**
              * Time
-             * @description When, in seconds since 1970.
+             * @description Seconds since 1970.
              */
             time: number;
         };
@@ -5061,10 +5064,10 @@ export interface components {
             is_partial?: boolean;
         };
         /**
-         * UnpackReport
+         * UnpackView
          * @description The unpacking of a zip.
          */
-        UnpackReport: {
+        UnpackView: {
             /**
              * Error
              * @default
@@ -5141,25 +5144,25 @@ export interface components {
         UploadView: {
             /**
              * Expires
-             * @description When it is given up, in seconds since 1970.
+             * @description Time when it expires, in seconds since 1970.
              */
             expires: number | null;
             /** Id */
             id: string;
             /**
              * Length
-             * @description Bytes in all.
+             * @description Total size in bytes.
              */
             length: number;
             /** Name */
             name: string;
             /**
              * Offset
-             * @description Bytes that came.
+             * @description Bytes received.
              */
             offset: number;
-            /** @description Of a complete zip. */
-            unpacking: components["schemas"]["UnpackReport"] | null;
+            /** @description Result or progress of unpacking a complete zip; else null. */
+            unpacking: components["schemas"]["UnpackView"] | null;
         };
         /**
          * Uploaded
@@ -5275,7 +5278,7 @@ export interface operations {
                     "application/json": components["schemas"]["DatasetView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5286,14 +5289,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5304,7 +5307,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -5329,7 +5332,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -5340,14 +5343,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5358,14 +5361,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -5376,7 +5379,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -5407,7 +5410,7 @@ export interface operations {
                     "application/json": components["schemas"]["DatasetView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5418,14 +5421,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5436,14 +5439,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5454,7 +5457,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -5497,7 +5500,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a dataset of this name. */
+            /** @description A dataset of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5508,14 +5511,14 @@ export interface operations {
                      *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a dataset of this name.",
+                     *       "title": "A dataset of this name exists.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -5526,14 +5529,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. What was sent cannot be used. */
+            /** @description The name is invalid. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5544,14 +5547,14 @@ export interface operations {
                      *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "That name cannot be used.",
+                     *       "title": "The name is invalid.",
                      *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -5562,7 +5565,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -5593,7 +5596,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5604,14 +5607,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5622,7 +5625,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -5665,7 +5668,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a dataset of this name. */
+            /** @description A dataset of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5676,14 +5679,14 @@ export interface operations {
                      *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a dataset of this name.",
+                     *       "title": "A dataset of this name exists.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -5694,14 +5697,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. What was sent cannot be used. */
+            /** @description The name is invalid. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5712,14 +5715,14 @@ export interface operations {
                      *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "That name cannot be used.",
+                     *       "title": "The name is invalid.",
                      *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -5730,7 +5733,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -5760,7 +5763,7 @@ export interface operations {
                     "application/json": components["schemas"]["DatasetView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5771,14 +5774,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5789,7 +5792,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -5832,7 +5835,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -5843,14 +5846,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5861,14 +5864,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -5879,7 +5882,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -5909,7 +5912,7 @@ export interface operations {
                     "application/json": components["schemas"]["TrashView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5920,14 +5923,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5938,7 +5941,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -5981,7 +5984,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A run needs it. Captions of this dataset are being edited. */
+            /** @description A run needs this file. Captions of this dataset are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5992,14 +5995,14 @@ export interface operations {
                      *       "code": "in-use",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A run needs it.",
+                     *       "title": "A run needs this file.",
                      *       "type": "urn:flowloom:in-use"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6010,14 +6013,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6028,14 +6031,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -6046,7 +6049,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -6060,7 +6063,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As GET .../images names it. */
+                /** @description As listed by GET .../images. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -6078,7 +6081,7 @@ export interface operations {
                     "application/json": components["schemas"]["CaptionView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6089,14 +6092,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6107,14 +6110,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -6125,7 +6128,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -6150,7 +6153,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6161,14 +6164,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6179,14 +6182,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6197,14 +6200,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -6215,7 +6218,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -6228,11 +6231,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The ETag that was read; * for any. */
+                /** @description The ETag that was read; * accepts any version. */
                 "if-match"?: string | null;
             };
             path: {
-                /** @description As GET .../images names it. */
+                /** @description As listed by GET .../images. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -6254,7 +6257,7 @@ export interface operations {
                     "application/json": components["schemas"]["CaptionView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6265,14 +6268,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6283,14 +6286,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -6301,7 +6304,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -6344,7 +6347,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. */
+            /** @description Datasets of this kind do not support this. Captions of this dataset are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6355,14 +6358,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The caption was changed meanwhile. */
+            /** @description The caption has changed since it was read. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -6373,14 +6376,14 @@ export interface operations {
                      *       "code": "caption-changed",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "The caption was changed meanwhile.",
+                     *       "title": "The caption has changed since it was read.",
                      *       "type": "urn:flowloom:caption-changed"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6391,14 +6394,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6409,14 +6412,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description Say which caption you have read. */
+            /** @description The version of the caption is missing. */
             428: {
                 headers: {
                     [name: string]: unknown;
@@ -6427,14 +6430,14 @@ export interface operations {
                      *       "code": "no-version",
                      *       "detail": "...",
                      *       "status": 428,
-                     *       "title": "Say which caption you have read.",
+                     *       "title": "The version of the caption is missing.",
                      *       "type": "urn:flowloom:no-version"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -6445,7 +6448,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -6488,7 +6491,7 @@ export interface operations {
                     "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6499,14 +6502,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6517,7 +6520,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -6578,7 +6581,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
+            /** @description Datasets of this kind do not support this. A dataset of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6589,14 +6592,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6607,14 +6610,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. What was sent cannot be used. */
+            /** @description The name is invalid. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6625,14 +6628,14 @@ export interface operations {
                      *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "That name cannot be used.",
+                     *       "title": "The name is invalid.",
                      *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -6643,7 +6646,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -6673,7 +6676,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6684,14 +6687,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6702,7 +6705,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -6745,7 +6748,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6756,14 +6759,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6774,14 +6777,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6792,14 +6795,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -6810,7 +6813,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -6844,7 +6847,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6855,14 +6858,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6873,7 +6876,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -6934,7 +6937,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. The edit was cancelled. */
+            /** @description Datasets of this kind do not support this. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6945,14 +6948,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The captions are no longer those of the preview. */
+            /** @description The captions have changed since the preview. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -6963,14 +6966,14 @@ export interface operations {
                      *       "code": "edit-changed",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "The captions are no longer those of the preview.",
+                     *       "title": "The captions have changed since the preview.",
                      *       "type": "urn:flowloom:edit-changed"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -6981,14 +6984,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6999,14 +7002,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7017,7 +7020,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7047,7 +7050,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditProgressView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7058,14 +7061,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7076,7 +7079,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -7119,7 +7122,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7130,14 +7133,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -7148,14 +7151,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7166,14 +7169,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7184,7 +7187,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7218,7 +7221,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditPreview"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7229,14 +7232,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7247,7 +7250,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -7308,7 +7311,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7319,14 +7322,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -7337,14 +7340,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7355,14 +7358,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7373,7 +7376,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7403,7 +7406,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditProgressView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7414,14 +7417,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7432,7 +7435,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -7475,7 +7478,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7486,14 +7489,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -7504,14 +7507,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7522,14 +7525,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7540,7 +7543,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7554,7 +7557,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As GET .../edits lists it. */
+                /** @description As listed by GET .../edits. */
                 edit_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -7576,7 +7579,7 @@ export interface operations {
                     "application/json": components["schemas"]["EditView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7587,14 +7590,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7605,7 +7608,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -7666,7 +7669,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. Some captions were changed since. Captions of this dataset are being edited. The edit was cancelled. */
+            /** @description Datasets of this kind do not support this. Some captions have changed since the edit. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7677,14 +7680,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -7695,14 +7698,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7713,14 +7716,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7731,7 +7734,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7774,7 +7777,7 @@ export interface operations {
                     "application/json": components["schemas"]["ExportAnswer"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7785,14 +7788,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7803,7 +7806,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -7864,7 +7867,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
+            /** @description Datasets of this kind do not support this. A dataset of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7875,14 +7878,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -7893,14 +7896,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. What was sent cannot be used. */
+            /** @description The name is invalid. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7911,14 +7914,14 @@ export interface operations {
                      *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "That name cannot be used.",
+                     *       "title": "The name is invalid.",
                      *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -7929,7 +7932,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -7959,7 +7962,7 @@ export interface operations {
                     "application/json": components["schemas"]["FreshnessView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7970,14 +7973,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7988,7 +7991,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -8031,7 +8034,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That takes longer than an answer may. That could not be done. */
+            /** @description The request took too long. The request failed. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8042,14 +8045,14 @@ export interface operations {
                      *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "That takes longer than an answer may.",
+                     *       "title": "The request took too long.",
                      *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8060,14 +8063,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8078,14 +8081,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8096,7 +8099,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -8108,21 +8111,21 @@ export interface operations {
     "datasets-list_images": {
         parameters: {
             query?: {
-                /** @description In the caption or the name. */
+                /** @description Text in the caption or name. */
                 text?: string;
-                /** @description All of these. */
+                /** @description Images with all of these tags. */
                 tags?: string[];
-                /** @description None of these. */
+                /** @description Images with none of these tags. */
                 without_tags?: string[];
                 has_caption?: boolean | null;
-                /** @description Whether the caption is tags, or prose. */
+                /** @description True: tag-based captions; false: prose. */
                 is_tags?: boolean | null;
                 has_problem?: boolean | null;
-                /** @description Below it. */
+                /** @description Images in this folder. */
                 folder?: string;
-                /** @description Pixels of the shorter side. */
+                /** @description Minimum of the shorter side in pixels. */
                 min_side?: number;
-                /** @description Pixels of the longer side; 0: any. */
+                /** @description Maximum of the longer side in pixels; 0: any. */
                 max_side?: number;
                 sort?: "name" | "newest" | "largest" | "smallest";
                 skip?: number;
@@ -8146,7 +8149,7 @@ export interface operations {
                     "application/json": components["schemas"]["ImagePage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -8157,14 +8160,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -8175,7 +8178,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -8218,7 +8221,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8229,14 +8232,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8247,14 +8250,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8265,7 +8268,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -8274,17 +8277,17 @@ export interface operations {
             };
         };
     };
-    "datasets-read_picture": {
+    "datasets-read_image": {
         parameters: {
             query?: {
-                /** @description Longer side in pixels; none: the picture itself. */
+                /** @description Longer side of a thumbnail in pixels; null: the original image. */
                 size?: ("128" | "256" | "512" | "1024") | null;
             };
             header?: {
                 "if-none-match"?: string;
             };
             path: {
-                /** @description As GET .../images names it. */
+                /** @description As listed by GET .../images. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -8307,7 +8310,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -8318,14 +8321,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -8336,14 +8339,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -8354,7 +8357,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -8379,7 +8382,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8390,14 +8393,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8408,7 +8411,7 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
@@ -8433,7 +8436,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8444,14 +8447,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8462,7 +8465,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -8505,7 +8508,7 @@ export interface operations {
                     "application/json": components["schemas"]["LintAnswer"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -8516,14 +8519,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -8534,7 +8537,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -8595,7 +8598,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. That takes longer than an answer may. */
+            /** @description Datasets of this kind do not support this. The request took too long. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8606,14 +8609,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8624,14 +8627,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8642,14 +8645,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8660,7 +8663,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -8690,7 +8693,7 @@ export interface operations {
                     "application/json": components["schemas"]["DatasetSummary"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -8701,14 +8704,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -8719,7 +8722,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -8762,7 +8765,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8773,14 +8776,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8791,14 +8794,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8809,7 +8812,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -8821,23 +8824,23 @@ export interface operations {
     "datasets-count_tags": {
         parameters: {
             query?: {
-                /** @description In the caption or the name. */
+                /** @description Text in the caption or name. */
                 text?: string;
-                /** @description All of these. */
+                /** @description Images with all of these tags. */
                 tags?: string[];
-                /** @description None of these. */
+                /** @description Images with none of these tags. */
                 without_tags?: string[];
                 has_caption?: boolean | null;
-                /** @description Whether the caption is tags, or prose. */
+                /** @description True: tag-based captions; false: prose. */
                 is_tags?: boolean | null;
                 has_problem?: boolean | null;
-                /** @description Below it. */
+                /** @description Images in this folder. */
                 folder?: string;
-                /** @description Pixels of the shorter side. */
+                /** @description Minimum of the shorter side in pixels. */
                 min_side?: number;
-                /** @description Pixels of the longer side; 0: any. */
+                /** @description Maximum of the longer side in pixels; 0: any. */
                 max_side?: number;
-                /** @description Only tags with this in them. */
+                /** @description Only tags that contain this text. */
                 contains?: string;
                 limit?: number;
             };
@@ -8859,7 +8862,7 @@ export interface operations {
                     "application/json": components["schemas"]["TagPage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -8870,14 +8873,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -8888,7 +8891,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -8931,7 +8934,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -8942,14 +8945,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8960,14 +8963,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8978,7 +8981,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -9021,7 +9024,7 @@ export interface operations {
                     "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9032,14 +9035,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9050,7 +9053,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -9111,7 +9114,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9122,14 +9125,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -9140,14 +9143,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -9158,14 +9161,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -9176,7 +9179,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -9206,7 +9209,7 @@ export interface operations {
                     "application/json": components["schemas"]["UploadView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9217,14 +9220,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9235,7 +9238,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -9278,7 +9281,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9289,14 +9292,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -9307,14 +9310,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -9325,14 +9328,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -9343,14 +9346,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -9361,7 +9364,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -9379,7 +9382,7 @@ export interface operations {
                 /** @description tus: filename or relativePath (with its folders), conflict (keep, the default, or replace), encoding of a zip's names; values in base64. */
                 "upload-metadata": string;
                 "upload-checksum"?: string;
-                /** @description Of the tus protocol. */
+                /** @description Version of the tus protocol. */
                 "tus-resumable"?: string;
             };
             path: {
@@ -9397,7 +9400,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9408,14 +9411,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9426,14 +9429,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -9444,7 +9447,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -9469,7 +9472,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. There is a file of this name. */
+            /** @description Datasets of this kind do not support this. A file of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9480,14 +9483,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -9498,14 +9501,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -9516,14 +9519,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. This file was skipped. What was sent cannot be used. */
+            /** @description The name is invalid. This file was skipped. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -9534,14 +9537,14 @@ export interface operations {
                      *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "That name cannot be used.",
+                     *       "title": "The name is invalid.",
                      *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is not enough disk space for this upload. The studio cannot write there. */
+            /** @description There is not enough disk space for this upload. The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -9580,7 +9583,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9591,14 +9594,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9609,7 +9612,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -9652,7 +9655,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9663,14 +9666,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -9681,14 +9684,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -9699,14 +9702,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -9717,14 +9720,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -9735,7 +9738,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -9749,7 +9752,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description From the Location. */
+                /** @description From the Location header. */
                 upload_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -9767,7 +9770,7 @@ export interface operations {
                     "application/json": components["schemas"]["UploadView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9778,14 +9781,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9796,7 +9799,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -9839,7 +9842,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9850,14 +9853,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -9868,14 +9871,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -9886,14 +9889,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -9904,14 +9907,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -9922,7 +9925,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -9935,13 +9938,13 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Of the tus protocol. */
+                /** @description Version of the tus protocol. */
                 "tus-resumable"?: string;
             };
             path: {
                 /** @description Its name. */
                 dataset: string;
-                /** @description From the Location. */
+                /** @description From the Location header. */
                 upload_id: string;
             };
             cookie?: never;
@@ -9955,7 +9958,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -9966,14 +9969,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -9984,7 +9987,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10027,7 +10030,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -10038,14 +10041,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -10056,14 +10059,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10074,14 +10077,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10092,14 +10095,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10110,7 +10113,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -10119,15 +10122,15 @@ export interface operations {
             };
         };
     };
-    "uploads-look_at_upload": {
+    "uploads-read_upload_offset": {
         parameters: {
             query?: never;
             header?: {
-                /** @description Of the tus protocol. */
+                /** @description Version of the tus protocol. */
                 "tus-resumable"?: string;
             };
             path: {
-                /** @description From the Location. */
+                /** @description From the Location header. */
                 upload_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -10143,7 +10146,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -10154,14 +10157,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -10172,7 +10175,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10215,7 +10218,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. */
+            /** @description Datasets of this kind do not support this. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -10226,14 +10229,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -10244,14 +10247,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10262,14 +10265,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10280,14 +10283,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10298,7 +10301,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -10313,13 +10316,13 @@ export interface operations {
             header: {
                 "upload-offset": number;
                 "upload-checksum"?: string;
-                /** @description Of the tus protocol. */
+                /** @description Version of the tus protocol. */
                 "tus-resumable"?: string;
             };
             path: {
                 /** @description Its name. */
                 dataset: string;
-                /** @description From the Location. */
+                /** @description From the Location header. */
                 upload_id: string;
             };
             cookie?: never;
@@ -10333,7 +10336,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -10344,14 +10347,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -10362,7 +10365,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10405,7 +10408,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A dataset of this kind cannot do that. The upload is at another offset. There is a file of this name. */
+            /** @description Datasets of this kind do not support this. The offset is wrong. A file of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -10416,14 +10419,14 @@ export interface operations {
                      *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "title": "Datasets of this kind do not support this.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is another version of the tus protocol. */
+            /** @description The request has another version of the tus protocol. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -10434,14 +10437,14 @@ export interface operations {
                      *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
-                     *       "title": "That is another version of the tus protocol.",
+                     *       "title": "The request has another version of the tus protocol.",
                      *       "type": "urn:flowloom:wrong-tus"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10452,14 +10455,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is no part of an upload. */
+            /** @description The content type is not that of an upload. */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -10470,14 +10473,14 @@ export interface operations {
                      *       "code": "wrong-type",
                      *       "detail": "...",
                      *       "status": 415,
-                     *       "title": "That is no part of an upload.",
+                     *       "title": "The content type is not that of an upload.",
                      *       "type": "urn:flowloom:wrong-type"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10488,7 +10491,7 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
@@ -10513,7 +10516,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What came is not what was sent. */
+            /** @description The checksum does not match. */
             460: {
                 headers: {
                     [name: string]: unknown;
@@ -10524,14 +10527,14 @@ export interface operations {
                      *       "code": "wrong-checksum",
                      *       "detail": "...",
                      *       "status": 460,
-                     *       "title": "What came is not what was sent.",
+                     *       "title": "The checksum does not match.",
                      *       "type": "urn:flowloom:wrong-checksum"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10542,7 +10545,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -10569,7 +10572,7 @@ export interface operations {
                     "application/json": components["schemas"]["Health"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -10580,14 +10583,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -10598,7 +10601,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10623,7 +10626,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10634,14 +10637,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10652,14 +10655,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10670,7 +10673,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -10703,7 +10706,7 @@ export interface operations {
                     "application/json": components["schemas"]["Repository"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -10714,14 +10717,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -10732,7 +10735,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10775,7 +10778,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10786,14 +10789,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10804,7 +10807,7 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
@@ -10829,7 +10832,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10840,7 +10843,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -10871,7 +10874,7 @@ export interface operations {
                     "application/json": components["schemas"]["KohyaImportResult"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -10882,14 +10885,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -10900,7 +10903,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -10943,7 +10946,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -10954,14 +10957,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -10972,14 +10975,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -10990,7 +10993,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11022,7 +11025,7 @@ export interface operations {
                     "application/json": components["schemas"]["ModelLibrary"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11033,14 +11036,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11051,7 +11054,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -11094,7 +11097,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11105,14 +11108,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11123,14 +11126,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11141,7 +11144,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11172,7 +11175,7 @@ export interface operations {
                     "application/json": components["schemas"]["ModelDetails"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11183,14 +11186,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11201,14 +11204,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -11219,7 +11222,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -11244,7 +11247,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11255,14 +11258,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11273,14 +11276,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11291,7 +11294,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11322,7 +11325,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11333,14 +11336,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11351,14 +11354,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -11369,7 +11372,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -11394,7 +11397,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A run needs it. A run would go on with it. */
+            /** @description A run needs this file. A run needs this file to resume. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -11405,14 +11408,14 @@ export interface operations {
                      *       "code": "in-use",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A run needs it.",
+                     *       "title": "A run needs this file.",
                      *       "type": "urn:flowloom:in-use"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11423,14 +11426,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11441,14 +11444,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11459,7 +11462,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11490,7 +11493,7 @@ export interface operations {
                     "application/json": components["schemas"]["MissingFiles"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11501,14 +11504,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11519,7 +11522,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -11580,7 +11583,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11591,14 +11594,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11609,14 +11612,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11627,7 +11630,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11654,7 +11657,7 @@ export interface operations {
                     "application/json": components["schemas"]["OfferView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11665,14 +11668,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11683,7 +11686,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -11726,7 +11729,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11737,14 +11740,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11755,14 +11758,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11773,7 +11776,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11800,7 +11803,7 @@ export interface operations {
                     "application/json": components["schemas"]["QueuePage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11811,14 +11814,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11829,7 +11832,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -11854,7 +11857,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -11865,14 +11868,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -11883,14 +11886,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -11901,7 +11904,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -11932,7 +11935,7 @@ export interface operations {
                     "application/json": components["schemas"]["QueuePage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -11943,14 +11946,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -11961,7 +11964,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -12004,7 +12007,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12015,14 +12018,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12033,14 +12036,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12051,7 +12054,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12078,7 +12081,7 @@ export interface operations {
                     "application/json": components["schemas"]["Root"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12089,14 +12092,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12107,7 +12110,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -12132,7 +12135,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12143,14 +12146,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12161,14 +12164,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12179,7 +12182,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12211,7 +12214,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12222,14 +12225,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12240,14 +12243,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -12258,7 +12261,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -12283,7 +12286,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12294,7 +12297,7 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
@@ -12319,7 +12322,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12330,14 +12333,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12348,7 +12351,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12383,7 +12386,7 @@ export interface operations {
                     "application/json": components["schemas"]["Folder"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12394,14 +12397,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12412,14 +12415,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -12430,7 +12433,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -12455,7 +12458,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12466,14 +12469,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12484,14 +12487,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12502,7 +12505,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12535,7 +12538,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunPage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12546,14 +12549,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12564,7 +12567,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -12589,7 +12592,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12600,14 +12603,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12618,14 +12621,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12636,7 +12639,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12666,7 +12669,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12677,14 +12680,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12695,7 +12698,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -12738,7 +12741,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12749,14 +12752,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12767,14 +12770,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12785,7 +12788,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12813,7 +12816,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12824,14 +12827,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -12842,7 +12845,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -12903,7 +12906,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -12914,14 +12917,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -12932,14 +12935,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -12950,7 +12953,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -12980,7 +12983,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -12991,14 +12994,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13009,7 +13012,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -13070,7 +13073,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13081,14 +13084,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13099,14 +13102,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13117,7 +13120,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13147,7 +13150,7 @@ export interface operations {
                     "application/json": components["schemas"]["Checkpoints"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13158,14 +13161,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13176,7 +13179,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -13219,7 +13222,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13230,14 +13233,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13248,14 +13251,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13266,7 +13269,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13296,7 +13299,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13307,14 +13310,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13325,14 +13328,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -13343,7 +13346,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -13368,7 +13371,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13379,14 +13382,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13397,14 +13400,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13415,7 +13418,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13445,7 +13448,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13456,14 +13459,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13474,14 +13477,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -13492,7 +13495,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -13535,7 +13538,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13546,14 +13549,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13564,14 +13567,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13582,7 +13585,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13614,7 +13617,7 @@ export interface operations {
                     "application/json": components["schemas"]["ConfigDifference"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13625,14 +13628,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13643,7 +13646,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -13686,7 +13689,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13697,14 +13700,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13715,14 +13718,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13733,7 +13736,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13763,7 +13766,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunJson"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13774,14 +13777,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13792,7 +13795,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -13835,7 +13838,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -13846,14 +13849,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -13864,14 +13867,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -13882,7 +13885,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -13916,7 +13919,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -13927,14 +13930,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -13945,7 +13948,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14024,7 +14027,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14035,14 +14038,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14053,14 +14056,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14071,7 +14074,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14105,7 +14108,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14116,14 +14119,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14134,7 +14137,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14213,7 +14216,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14224,14 +14227,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14242,14 +14245,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14260,7 +14263,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14301,7 +14304,7 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14312,14 +14315,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14330,7 +14333,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14373,7 +14376,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14384,14 +14387,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14402,14 +14405,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14420,7 +14423,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14452,7 +14455,7 @@ export interface operations {
                     "application/json": components["schemas"]["GpuUsage"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14463,14 +14466,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14481,7 +14484,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14524,7 +14527,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14535,14 +14538,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14553,14 +14556,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14571,7 +14574,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14601,7 +14604,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14612,14 +14615,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14630,7 +14633,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14691,7 +14694,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14702,14 +14705,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14720,14 +14723,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14738,7 +14741,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14772,7 +14775,7 @@ export interface operations {
                     "application/json": components["schemas"]["LogPart"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14783,14 +14786,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14801,7 +14804,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14844,7 +14847,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -14855,14 +14858,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -14873,14 +14876,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -14891,7 +14894,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -14927,7 +14930,7 @@ export interface operations {
                     "application/json": components["schemas"]["Metrics"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -14938,14 +14941,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -14956,7 +14959,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -14999,7 +15002,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15010,14 +15013,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15028,14 +15031,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15046,7 +15049,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15080,7 +15083,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15091,14 +15094,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15109,7 +15112,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -15188,7 +15191,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15199,14 +15202,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15217,14 +15220,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15235,7 +15238,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15271,7 +15274,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15282,14 +15285,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15300,7 +15303,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -15361,7 +15364,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15372,14 +15375,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15390,14 +15393,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15408,7 +15411,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15438,7 +15441,7 @@ export interface operations {
                     "application/json": components["schemas"]["ResultFile"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15449,14 +15452,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15467,7 +15470,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -15528,7 +15531,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15539,14 +15542,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15557,14 +15560,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15575,7 +15578,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15610,7 +15613,7 @@ export interface operations {
                     "application/zip": unknown;
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15621,14 +15624,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15639,7 +15642,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -15682,7 +15685,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15693,14 +15696,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15711,14 +15714,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15729,7 +15732,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15763,7 +15766,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15774,14 +15777,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15792,7 +15795,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -15871,7 +15874,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -15882,14 +15885,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. What was sent cannot be used. */
+            /** @description The request is invalid. The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -15900,14 +15903,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -15918,7 +15921,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -15951,7 +15954,7 @@ export interface operations {
                     "application/json": components["schemas"]["Samples"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -15962,14 +15965,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -15980,7 +15983,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16023,7 +16026,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16034,14 +16037,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16052,14 +16055,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16070,7 +16073,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16112,7 +16115,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16123,14 +16126,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16141,14 +16144,14 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is outside of the studio's folders. This request is refused. */
+            /** @description The path is outside the studio's folders. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -16159,7 +16162,7 @@ export interface operations {
                      *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "That is outside of the studio's folders.",
+                     *       "title": "The path is outside the studio's folders.",
                      *       "type": "urn:flowloom:outside-roots"
                      *     }
                      */
@@ -16184,7 +16187,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16195,7 +16198,7 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
@@ -16220,7 +16223,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16231,14 +16234,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16249,7 +16252,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16279,7 +16282,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16290,14 +16293,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16308,7 +16311,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16369,7 +16372,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16380,14 +16383,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16398,14 +16401,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16416,7 +16419,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16443,7 +16446,7 @@ export interface operations {
                     "application/json": components["schemas"]["Secret"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16454,14 +16457,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16472,7 +16475,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16497,7 +16500,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16508,14 +16511,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16526,14 +16529,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16544,7 +16547,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16575,7 +16578,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16586,14 +16589,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16604,7 +16607,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16647,7 +16650,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16658,14 +16661,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16676,14 +16679,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16694,7 +16697,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16721,7 +16724,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16732,14 +16735,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16750,7 +16753,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16775,7 +16778,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16786,14 +16789,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16804,14 +16807,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16822,7 +16825,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -16851,7 +16854,7 @@ export interface operations {
                     "application/json": components["schemas"]["TokenVerdict"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -16862,14 +16865,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -16880,7 +16883,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -16923,7 +16926,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -16934,14 +16937,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -16952,7 +16955,7 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
@@ -16977,7 +16980,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -16988,7 +16991,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17017,7 +17020,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17028,14 +17031,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. This studio wants its token. */
+            /** @description Sign-in is required. Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17046,7 +17049,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17089,7 +17092,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17100,14 +17103,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17118,7 +17121,7 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
@@ -17143,7 +17146,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17154,7 +17157,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17179,7 +17182,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17190,14 +17193,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17208,7 +17211,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17233,7 +17236,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17244,14 +17247,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17262,14 +17265,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17280,7 +17283,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17311,7 +17314,7 @@ export interface operations {
                     "application/json": components["schemas"]["StoreVerdict"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17322,14 +17325,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17340,7 +17343,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17383,7 +17386,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That takes longer than an answer may. That could not be done. */
+            /** @description The request took too long. The request failed. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -17394,14 +17397,14 @@ export interface operations {
                      *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "That takes longer than an answer may.",
+                     *       "title": "The request took too long.",
                      *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17412,14 +17415,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17430,14 +17433,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17448,7 +17451,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17475,7 +17478,7 @@ export interface operations {
                     "application/json": components["schemas"]["System"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17486,14 +17489,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17504,7 +17507,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17529,7 +17532,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17540,14 +17543,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17558,14 +17561,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17576,7 +17579,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17603,7 +17606,7 @@ export interface operations {
                     "application/json": components["schemas"]["DoctorFinding"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17614,14 +17617,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17632,7 +17635,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17657,7 +17660,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That takes longer than an answer may. That could not be done. */
+            /** @description The request took too long. The request failed. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -17668,14 +17671,14 @@ export interface operations {
                      *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "That takes longer than an answer may.",
+                     *       "title": "The request took too long.",
                      *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17686,14 +17689,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17704,14 +17707,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17722,7 +17725,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17753,7 +17756,7 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17764,14 +17767,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17782,7 +17785,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17807,7 +17810,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17818,14 +17821,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17836,14 +17839,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -17854,7 +17857,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -17881,7 +17884,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -17892,14 +17895,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -17910,7 +17913,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -17935,7 +17938,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description Unknown task */
+            /** @description There is no such task. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -17946,14 +17949,14 @@ export interface operations {
                      *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "Unknown task",
+                     *       "title": "There is no such task.",
                      *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -17964,14 +17967,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -17982,14 +17985,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18000,7 +18003,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18029,7 +18032,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskConfig"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18040,14 +18043,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18058,7 +18061,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18083,7 +18086,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description Unknown task */
+            /** @description There is no such task. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -18094,14 +18097,14 @@ export interface operations {
                      *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "Unknown task",
+                     *       "title": "There is no such task.",
                      *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18112,14 +18115,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18130,14 +18133,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18148,7 +18151,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18181,7 +18184,7 @@ export interface operations {
                     "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18192,14 +18195,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18210,7 +18213,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18235,7 +18238,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description Unknown task */
+            /** @description There is no such task. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -18246,7 +18249,7 @@ export interface operations {
                      *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "Unknown task",
+                     *       "title": "There is no such task.",
                      *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
@@ -18271,7 +18274,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18282,14 +18285,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18300,14 +18303,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18318,7 +18321,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18351,7 +18354,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18362,14 +18365,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18380,7 +18383,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18405,7 +18408,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description Unknown task */
+            /** @description There is no such task. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -18416,7 +18419,7 @@ export interface operations {
                      *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "Unknown task",
+                     *       "title": "There is no such task.",
                      *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
@@ -18459,7 +18462,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18470,14 +18473,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18488,14 +18491,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18506,7 +18509,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18533,7 +18536,7 @@ export interface operations {
                     "application/json": components["schemas"]["TrainerView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18544,14 +18547,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18562,7 +18565,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18605,7 +18608,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18616,14 +18619,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18634,14 +18637,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18652,7 +18655,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18679,7 +18682,7 @@ export interface operations {
                     "application/json": components["schemas"]["TrashView"][];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18690,14 +18693,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18708,7 +18711,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18733,7 +18736,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18744,14 +18747,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18762,14 +18765,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18780,7 +18783,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18794,7 +18797,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As the trash lists it. */
+                /** @description As listed by GET /api/trash. */
                 trash_id: string;
             };
             cookie?: never;
@@ -18808,7 +18811,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18819,14 +18822,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18837,7 +18840,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -18880,7 +18883,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -18891,14 +18894,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -18909,14 +18912,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -18927,7 +18930,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -18941,7 +18944,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As the trash lists it. */
+                /** @description As listed by GET /api/trash. */
                 trash_id: string;
             };
             cookie?: never;
@@ -18957,7 +18960,7 @@ export interface operations {
                     "application/json": components["schemas"]["DatasetView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -18968,14 +18971,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -18986,7 +18989,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19029,7 +19032,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a dataset of this name. */
+            /** @description A dataset of this name exists. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -19040,14 +19043,14 @@ export interface operations {
                      *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a dataset of this name.",
+                     *       "title": "A dataset of this name exists.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19058,14 +19061,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19076,14 +19079,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19094,7 +19097,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19124,7 +19127,7 @@ export interface operations {
                     "application/json": components["schemas"]["ConfigView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19135,14 +19138,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19153,7 +19156,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19196,7 +19199,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19207,14 +19210,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19225,14 +19228,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19243,7 +19246,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19277,7 +19280,7 @@ export interface operations {
                     "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19288,14 +19291,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19306,7 +19309,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19367,7 +19370,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19378,14 +19381,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19396,14 +19399,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19414,7 +19417,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19448,7 +19451,7 @@ export interface operations {
                     "application/json": components["schemas"]["ConfigPreview"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19459,14 +19462,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19477,7 +19480,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19538,7 +19541,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19549,14 +19552,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19567,14 +19570,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19585,7 +19588,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19624,7 +19627,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19635,14 +19638,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19653,7 +19656,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19696,7 +19699,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19707,14 +19710,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19725,14 +19728,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19743,7 +19746,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19777,7 +19780,7 @@ export interface operations {
                     "application/json": components["schemas"]["PreflightReport"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19788,14 +19791,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19806,7 +19809,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -19831,7 +19834,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such trainer. This trainer tells nothing beforehand. */
+            /** @description There is no such trainer. This trainer has no preflight. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -19867,7 +19870,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That takes longer than an answer may. That could not be done. */
+            /** @description The request took too long. The request failed. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -19878,14 +19881,14 @@ export interface operations {
                      *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "That takes longer than an answer may.",
+                     *       "title": "The request took too long.",
                      *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -19896,14 +19899,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -19914,14 +19917,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -19932,7 +19935,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -19966,7 +19969,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -19977,14 +19980,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -19995,7 +19998,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -20074,7 +20077,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -20085,14 +20088,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -20103,14 +20106,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -20121,7 +20124,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -20151,7 +20154,7 @@ export interface operations {
                     "application/json": components["schemas"]["TrainerRuns"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -20162,14 +20165,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -20180,7 +20183,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -20223,7 +20226,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -20234,14 +20237,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -20252,14 +20255,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -20270,7 +20273,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */
@@ -20304,7 +20307,7 @@ export interface operations {
                     "application/json": components["schemas"]["RunView"];
                 };
             };
-            /** @description The body is no JSON. */
+            /** @description The body is not JSON. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -20315,14 +20318,14 @@ export interface operations {
                      *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
-                     *       "title": "The body is no JSON.",
+                     *       "title": "The body is not JSON.",
                      *       "type": "urn:flowloom:not-json"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description This studio wants its token. */
+            /** @description Sign-in is required. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -20333,7 +20336,7 @@ export interface operations {
                      *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
-                     *       "title": "This studio wants its token.",
+                     *       "title": "Sign-in is required.",
                      *       "type": "urn:flowloom:not-signed-in"
                      *     }
                      */
@@ -20412,7 +20415,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That is too much at once. */
+            /** @description The request is too large. */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -20423,14 +20426,14 @@ export interface operations {
                      *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
-                     *       "title": "That is too much at once.",
+                     *       "title": "The request is too large.",
                      *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description What was sent cannot be used. */
+            /** @description The request is invalid. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -20441,14 +20444,14 @@ export interface operations {
                      *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
+                     *       "title": "The request is invalid.",
                      *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description The studio cannot write. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -20459,7 +20462,7 @@ export interface operations {
                      *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
+                     *       "title": "The studio cannot write.",
                      *       "type": "urn:flowloom:unwritable"
                      *     }
                      */

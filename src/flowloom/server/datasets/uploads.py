@@ -136,7 +136,7 @@ class _About(TypedDict):
 _ABOUT = TypeAdapter(_About)
 
 
-class UnpackReport(BaseModel):
+class UnpackView(BaseModel):
     """The unpacking of a zip."""
 
     state: Literal["unpacking", "done", "refused", "failed"] = Field(default="unpacking", examples=["done"])
@@ -152,9 +152,9 @@ class UnpackReport(BaseModel):
     error: str = ""
 
 
-def _read_report(path: Path) -> UnpackReport | None:
+def _read_report(path: Path) -> UnpackView | None:
     try:
-        return UnpackReport.model_validate(read_json(path))
+        return UnpackView.model_validate(read_json(path))
     except (OSError, ValueError):
         return None
 
@@ -289,12 +289,12 @@ class Uploads:
         # Waited for, so that it does not stay as a zombie.
         threading.Thread(target=process.wait, daemon=True, name="unpacking").start()
 
-    def report(self, upload: Upload) -> UnpackReport:
+    def report(self, upload: Upload) -> UnpackView:
         """State of a zip's unpacking, which is resumed if the studio or its process was killed."""
         if report := _read_report(upload.folder / "report.json"):
             return report
         self._resume_unpacking(upload)
-        return _read_report(upload.folder / "progress.json") or UnpackReport()
+        return _read_report(upload.folder / "progress.json") or UnpackView()
 
     def _resume_unpacking(self, upload: Upload) -> None:
         """Start to unpack again, unless a process does."""

@@ -24,7 +24,7 @@ from flowloom.server.datasets.uploads import (
     FileTaken,
     NoSuchUpload,
     Part,
-    UnpackReport,
+    UnpackView,
     Upload,
     Uploads,
     WrongChecksum,
@@ -68,7 +68,7 @@ class UploadView(BaseModel):
     offset: int = Field(description="Bytes received.")
     length: int = Field(description="Total size in bytes.")
     expires: float | None = Field(description="Time when it expires, in seconds since 1970.")
-    unpacking: UnpackReport | None = Field(
+    unpacking: UnpackView | None = Field(
         description="Result or progress of unpacking a complete zip; else null."
     )
 
