@@ -62,5 +62,5 @@ def test_what_may_not_be_read_is_told_from_what_may_not_be_written():
         for path in (readable, folder / "new"):
             status, type_, hint = answer_of_opening(path, "ab")
             assert (status, type_) == (507, "urn:flowloom:unwritable")
-            assert "to write" in hint
+            assert "and write" in hint
         folder.chmod(0o700)
