@@ -33,7 +33,8 @@ def dataset(tmp_path: Path, name: str) -> Dataset:
 def test_two_uploads_that_exceed_the_disk_together_are_not_both_begun(tmp_path: Path, room: int):
     uploads = Uploads()
     uploads.create(dataset(tmp_path, "fox"), 600, NAME)
-    with pytest.raises(NoRoom, match=r"The file has 600 bytes. The disk has 1,000 bytes.*unfinished uploads need 600"):
+    message = r"The file has 600 bytes. The disk has 1,000 bytes.*unfinished uploads need 600"
+    with pytest.raises(NoRoom, match=message):
         uploads.create(dataset(tmp_path, "owl"), 600, NAME)
     uploads.create(dataset(tmp_path, "owl"), 400, NAME)
 
