@@ -23,9 +23,9 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from flowloom.datasets.archives.names import (
@@ -41,6 +41,7 @@ from flowloom.files import read_json, write_json
 from flowloom.locks import try_lock
 from flowloom.server.datasets.locations import Dataset, InvalidName
 from flowloom.server.datasets.reserved import Reserved
+from flowloom.server.datasets.unpack_report import UnpackView, read_report
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 
 FOLDER = ".uploads"
@@ -134,29 +135,6 @@ class _About(TypedDict):
 
 
 _ABOUT = TypeAdapter(_About)
-
-
-class UnpackView(BaseModel):
-    """The unpacking of a zip."""
-
-    state: Literal["unpacking", "done", "refused", "failed"] = Field(default="unpacking", examples=["done"])
-    num_done: int = Field(default=0, description="Entries that were read.")
-    num_entries: int = Field(default=0, description="Entries of the zip; 0: not known yet.")
-    num_files: int = Field(default=0, description="Files that were added to the dataset.", examples=[24])
-    num_images: int = 0
-    num_left_out: int = 0
-    reasons: dict[str, int] = Field(default={}, description="Number of entries left out, by reason.")
-    left_out: list[tuple[str, str]] = Field(
-        default=[], description="Name and reason of the first entries left out."
-    )
-    error: str = ""
-
-
-def _read_report(path: Path) -> UnpackView | None:
-    try:
-        return UnpackView.model_validate(read_json(path))
-    except (OSError, ValueError):
-        return None
 
 
 class Uploads:
@@ -291,10 +269,10 @@ class Uploads:
 
     def report(self, upload: Upload) -> UnpackView:
         """State of a zip's unpacking, which is resumed if the studio or its process was killed."""
-        if report := _read_report(upload.folder / "report.json"):
+        if report := read_report(upload.folder / "report.json"):
             return report
         self._resume_unpacking(upload)
-        return _read_report(upload.folder / "progress.json") or UnpackView()
+        return read_report(upload.folder / "progress.json") or UnpackView()
 
     def _resume_unpacking(self, upload: Upload) -> None:
         """Start to unpack again, unless a process does."""

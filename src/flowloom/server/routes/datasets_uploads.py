@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from flowloom.server.datasets.locations import Dataset, InvalidName, NoSuchDataset, WrongKind
 from flowloom.server.datasets.reserved import NoRoom
+from flowloom.server.datasets.unpack_report import UnpackView
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,
     MAX_BYTES,
@@ -24,7 +25,6 @@ from flowloom.server.datasets.uploads import (
     FileTaken,
     NoSuchUpload,
     Part,
-    UnpackView,
     Upload,
     Uploads,
     WrongChecksum,
