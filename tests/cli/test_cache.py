@@ -61,17 +61,17 @@ def test_the_verb_fills_tells_checks_and_prunes(
     assert re.search(r"cache: \d+\.\d KiB in 2 shards", told), told
     assert re.search(r"image-latents +3 records +\d+\.\d KiB\n", told)
     assert re.search(r"caption-states +4 records +\d+\.\d KiB\n", told)
-    assert "every record is what was written" in said("verify", str(config_path))
-    assert "0 records dropped, 7 stay" in said("prune", str(config_path))
+    assert "every record is intact" in said("verify", str(config_path))
+    assert "0 records removed, 7 kept" in said("prune", str(config_path))
     (config_path.parent / "2.png").unlink()
-    assert "1 record dropped, 6 stay" in said("prune", str(config_path))
+    assert "1 record removed, 6 kept" in said("prune", str(config_path))
     config_path.write_text(
         config_path.read_text().replace('"image_folder_path": "', '"image_folder_path": "/none')
     )
     assert main(["cache", "prune", str(config_path)]) == OK
     kept = capsys.readouterr()
-    assert "0 records dropped, 6 stay" in kept.out
-    assert "no latents were dropped, as this image cannot be looked at" in kept.err
+    assert "0 records removed, 6 kept" in kept.out
+    assert "no latents were removed, because this image cannot be read" in kept.err
     shard = next((config_path.parent / "cache").glob("*.shard"))
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1

@@ -34,7 +34,7 @@ def test_build_says_what_became_of_everything(folder: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.splitlines()[0] == "source     in (folder)"
-    assert "images     2, 2 of them read again" in captured.out
+    assert "images     2, 2 of them read;" in captured.out
     assert "rows       2: 0 tags, 2 prose" in captured.out
     assert "unusable   1, all listed in d.jsonl.problems\n  broken.png: not readable" in captured.out
     assert f"images     {folder} (dataloader.image_folder_path)" in captured.out
@@ -62,7 +62,7 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
         ),
         (["export", "no.jsonl", "--to", "kohya", "-o", "x"], "no.jsonl: no such file."),
         (["export", "in", "--to", "kohya", "-o", "x"], "in: no such file."),
-        (["bild"], "there is no verb 'dataset bild', but"),
+        (["bild"], "there is no verb 'dataset bild'. Verbs: build,"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

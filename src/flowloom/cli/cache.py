@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 OK, WRONG = 0, 2
 ABOUT = {
     "fill": "encode entries of CONFIG that are missing: latents of images, states of captions",
-    "stats": "how much of each kind is in the cache of CONFIG",
-    "verify": "reads every record of the cache and names those that are not what was written",
+    "stats": "show the amount of each kind in the cache of CONFIG",
+    "verify": "read every record of the cache and list damaged ones",
     "prune": "delete entries that no CONFIG uses; not while a run uses the cache",
 }
 
 
-def run(words: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """`flowloom cache [fill|stats|verify|prune] CONFIG.json [--section.key VALUE ...]`; the exit status."""
-    action = words[0] if words and words[0] in ABOUT else "fill"
+    action = arguments[0] if arguments and arguments[0] in ABOUT else "fill"
     from flowloom.config.flags import split_flags
 
     parser = _parser(action)
-    rest, overrides = split_flags(words[1:] if words[:1] == [action] else words, ["-h", "--help"])
-    asked = parser.parse_args(rest)
+    rest, overrides = split_flags(arguments[1:] if arguments[:1] == [action] else arguments, ["-h", "--help"])
+    args = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
 
-    configs = [read_config(path, overrides).config for path in asked.config]
+    configs = [read_config(path, overrides).config for path in args.config]
     if action == "prune":
         return _prune(configs)
     actions: dict[str, Callable[[RunConfig], int]] = {"fill": _fill, "stats": _stats, "verify": _verify}
@@ -56,7 +56,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     count: Any = "+" if action == "prune" else 1
-    config = "what `flowloom train` takes"
+    config = "as for `flowloom train`"
     parser.add_argument("config", type=Path, metavar="CONFIG.json", nargs=count, help=config)
     return with_local_paths(parser)
 
@@ -64,7 +64,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
 def _fill(config: RunConfig) -> int:
     from flowloom.engine.fill_cache import fill
 
-    # As torchrun sets them: each of several processes fills its share.
+    # Set by torchrun: each of several processes fills its share.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     filled = fill(config, _progress, rank=rank, world_size=world_size)
     print(f"cached     {filled.images:,} images, {filled.captions:,} captions in {config.cache.dir}")
@@ -72,39 +72,39 @@ def _fill(config: RunConfig) -> int:
         stage, share = filled.slowest
         total = sum(filled.seconds.values())
         print(f"took       {total:.1f} s; {share:.0%} of it {stage}")
-    for one in filled.skipped:
-        place = f"{filled.files[one.dataset]}:{one.line}"
-        print(f"skipped    {place}: {one.filename}: {one.reason}", file=sys.stderr)
+    for row in filled.skipped:
+        where = f"{filled.files[row.dataset]}:{row.line}"
+        print(f"skipped    {where}: {row.filename}: {row.reason}", file=sys.stderr)
     if filled.full:
-        print(f"flowloom: {filled.full}: the rest is encoded while it is trained.", file=sys.stderr)
+        print(f"flowloom: {filled.full}: the rest is encoded during training.", file=sys.stderr)
     return WRONG if filled.full else OK
 
 
-def _progress(what: str, done: int, total: int) -> None:
+def _progress(unit: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r{what:<10} {done:,} of {total:,}\x1b[K")
+        sys.stderr.write(f"\r{unit:<10} {done:,} of {total:,}\x1b[K")
         sys.stderr.flush()
 
 
 def _stats(config: RunConfig) -> int:
     from flowloom.engine.fill_cache import stats
 
-    found = stats(config)
+    cached = stats(config)
     limit = f" of {config.cache.limit_gib:g} GiB" if config.cache.limit_gib else ""
-    print(f"{config.cache.dir}: {size_text(found.bytes)}{limit} in {_counted(found.shards, 'shard')}")
-    if found.open_bytes:
-        print(f"  being written here: {size_text(found.open_bytes)}")
-    for kind, (count, size) in found.kinds.items():
+    print(f"{config.cache.dir}: {size_text(cached.bytes)}{limit} in {_counted(cached.shards, 'shard')}")
+    if cached.open_bytes:
+        print(f"  being written by this machine: {size_text(cached.open_bytes)}")
+    for kind, (count, size) in cached.kinds.items():
         print(f"  {kind:<16} {_counted(count, 'record'):>20} {size_text(size):>12}")
-    if found.twice:
-        print(f"  {found.twice:,} of them twice: 'flowloom cache prune' drops these")
-    for fault in found.faults:
+    if cached.twice:
+        print(f"  {cached.twice:,} of them duplicate: 'flowloom cache prune' removes these")
+    for fault in cached.faults:
         print(f"  {fault}")
-    return WRONG if found.faults else OK
+    return WRONG if cached.faults else OK
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _verify(config: RunConfig) -> int:
@@ -117,7 +117,7 @@ def _verify(config: RunConfig) -> int:
     if count:
         print("Damaged records count as missing: the next run or 'flowloom cache' encodes them again.")
     else:
-        print(f"{config.cache.dir}: every record is what was written.")
+        print(f"{config.cache.dir}: every record is intact.")
     return WRONG if count else OK
 
 
@@ -125,13 +125,13 @@ def _prune(configs: list[RunConfig]) -> int:
     from flowloom.engine.fill_cache import prune
 
     done = prune(configs)
-    dropped, stay = _counted(done.dropped, "record"), f"{done.stay:,} stay"
-    print(f"{configs[0].cache.dir}: {dropped} dropped, {stay}")
+    dropped, stay = _counted(done.dropped, "record"), f"{done.stay:,} kept"
+    print(f"{configs[0].cache.dir}: {dropped} removed, {stay}")
     if done.unjudged:
         print(f"flowloom: {done.unjudged}", file=sys.stderr)
         print(
-            "flowloom: no latents were dropped, as this image cannot be looked at: some may be its own. "
-            "Prune again when it is back.",
+            "flowloom: no latents were removed, because this image cannot be read and may use some. "
+            "Prune again when it is readable.",
             file=sys.stderr,
         )
     return OK

@@ -1,4 +1,4 @@
-"""`flowloom dataset VERB`: parses, calls one function of data/prepare, prints what it says."""
+"""`flowloom dataset VERB`: parse arguments, call one function of datasets/build, print its report."""
 
 from __future__ import annotations
 
@@ -19,92 +19,118 @@ if TYPE_CHECKING:
 
 OK, WRONG = 0, 2
 SHOWN = 10
-"""Unusable things printed; all of them are in the file that is named."""
+"""Unusable items that are printed; the file that is named lists all."""
 KINDS = ("folder", "kohya", "kohya-toml", "table", "parquet", "webdataset", "huggingface", "listing")
 
 
-def dataset(words: Sequence[str]) -> int:
-    """Run the verb that `words` begin with; the exit status."""
-    if not words or words[0] in ("-h", "--help"):
+def dataset(arguments: Sequence[str]) -> int:
+    """Run the verb at the start of `arguments`; the exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {verb:<8} {line}" for verb, (line, _) in VERBS.items())
         print(
             "usage: flowloom dataset VERB ...\n\nImages and captions to FLOW's JSONL, and back.\n\n"
-            f"{lines}\n\n'flowloom dataset VERB --help' shows more of each."
+            f"{lines}\n\n'flowloom dataset VERB --help' shows the options of a verb."
         )
         return OK
-    if words[0] not in VERBS:
-        known = ", ".join(VERBS)
-        print(f"flowloom: there is no verb 'dataset {words[0]}', but {known}.", file=sys.stderr)
+    if arguments[0] not in VERBS:
+        verbs = ", ".join(VERBS)
+        print(f"flowloom: there is no verb 'dataset {arguments[0]}'. Verbs: {verbs}.", file=sys.stderr)
         return WRONG
-    return VERBS[words[0]][1](list(words[1:]))
+    return VERBS[arguments[0]][1](list(arguments[1:]))
 
 
-def _build(words: list[str]) -> int:
+def _build(arguments: list[str]) -> int:
     parser = _parser("build", "SOURCE -o FILE.jsonl [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder, Kohya's folders or TOML, CSV, JSON(L), parquet, tars, "
         "a saved Hugging Face dataset, or s3://, gs://, az://, http(s):// with images")  # fmt: skip
-    add("-o", "--out", type=Path, required=True, metavar="FILE.jsonl", help="replaced when all is read")
-    form = "how to read SOURCE; default: seen from it. kohya: numbers of folders are repeats"
+    add("-o", "--out", type=Path, required=True, metavar="FILE.jsonl", help="replaced at the end")
+    form = "format of SOURCE; default: detected. kohya: numbers in folder names are repeats"
     add("--from", "--format", dest="kind", choices=KINDS, default="auto", metavar="FORM", help=form)
-    add("--root", type=Path, metavar="DIR", help="what names are relative to; default: the source's folder")
-    add("--url-prefix", default="", metavar="URL", help="names become URL/name: s3://bucket/set, https://...")
+    add(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder that file names are relative to; default: the source's",
+    )
+    add("--url-prefix", default="", metavar="URL", help="names become URL/NAME: s3://bucket/set, https://...")
     add("--images", type=Path, metavar="DIR", help="for images inside archives; default: next to FILE.jsonl")
-    add("--captions", choices=("auto", "tags", "prose"), default="auto", help="default: seen from each one")
-    add("--caption", metavar="TEXT", help="for images without a caption; default: they are reported")
+    add(
+        "--captions",
+        choices=("auto", "tags", "prose"),
+        default="auto",
+        help="default: detected for each caption",
+    )
+    add("--caption", metavar="TEXT", help="caption of images without one; default: they are reported")
     add("--caption-suffixes", default=".txt,.caption,.json", metavar="LIST", help="default: %(default)s")
-    add("--each-line", action="store_true", help="of a text file is a caption; they alternate over epochs")
+    add(
+        "--each-line",
+        action="store_true",
+        help="each line of a text file is a caption; they alternate over epochs",
+    )
     add("--caption-encoding", default="utf-8", metavar="NAME", help="default: utf-8; cp1252, shift_jis ...")
-    add("--caption-column", default="", metavar="NAME", help="of tables; default: the usual names")
-    add("--filename-column", default="", metavar="NAME", help="of tables; default: the usual names")
-    add("--image-column", default="", metavar="NAME", help="of tables with images inside")
-    add("--split", default="", metavar="NAME", help="of a Hugging Face dataset; default: train")
-    add("--loss-weight", type=_weight, default=1.0, metavar="W", help="where none is recorded; default: 1")
-    add("--reg-weight", type=_weight, default=1.0, metavar="W", help="of Kohya's regularisation; default: 1")
+    add("--caption-column", default="", metavar="NAME", help="column of tables; default: the usual names")
+    add("--filename-column", default="", metavar="NAME", help="column of tables; default: the usual names")
+    add("--image-column", default="", metavar="NAME", help="column of tables with images inside")
+    add("--split", default="", metavar="NAME", help="split of a Hugging Face dataset; default: train")
+    add(
+        "--loss-weight",
+        type=_weight,
+        default=1.0,
+        metavar="W",
+        help="loss weight if none is recorded; default: 1",
+    )
+    add(
+        "--reg-weight",
+        type=_weight,
+        default=1.0,
+        metavar="W",
+        help="loss weight of Kohya's regularisation images; default: 1",
+    )
     add("--no-repeats", action="store_true", help="one row per image, ignoring Kohya's repeats")
-    add("--threads", type=_count, metavar="N", help="more for slow disks; default: 4, for stores 64")
+    add("--threads", type=_count, metavar="N", help="default: 4, for stores 64")
     add_storage(parser)
-    asked = parser.parse_args(words)
-    _check_encoding(parser, asked.caption_encoding)
+    args = parser.parse_args(arguments)
+    _check_encoding(parser, args.caption_encoding)
 
     from flowloom.datasets.build.build import build
     from flowloom.datasets.build.options import BuildOptions
 
     options = BuildOptions(
-        kind=asked.kind,
-        root=asked.root,
-        url_prefix=asked.url_prefix,
-        extract_dir=asked.images,
-        caption_suffixes=tuple(_suffix(word) for word in asked.caption_suffixes.split(",")),
-        caption_encoding=asked.caption_encoding,
-        default_caption=asked.caption,
-        each_line=asked.each_line,
-        is_tag_based={"auto": None, "tags": True, "prose": False}[asked.captions],
-        loss_weight=asked.loss_weight,
-        reg_weight=asked.reg_weight,
-        with_repeats=not asked.no_repeats,
-        filename_column=asked.filename_column,
-        caption_column=asked.caption_column,
-        image_column=asked.image_column,
-        split=asked.split,
-        threads=asked.threads,
-        storage=storage_of(asked),
+        kind=args.kind,
+        root=args.root,
+        url_prefix=args.url_prefix,
+        extract_dir=args.images,
+        caption_suffixes=tuple(_suffix(text) for text in args.caption_suffixes.split(",")),
+        caption_encoding=args.caption_encoding,
+        default_caption=args.caption,
+        each_line=args.each_line,
+        is_tag_based={"auto": None, "tags": True, "prose": False}[args.captions],
+        loss_weight=args.loss_weight,
+        reg_weight=args.reg_weight,
+        with_repeats=not args.no_repeats,
+        filename_column=args.filename_column,
+        caption_column=args.caption_column,
+        image_column=args.image_column,
+        split=args.split,
+        threads=args.threads,
+        storage=storage_of(args),
     )
     with _Ticker("images") as ticker:
-        report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_images))
+        report = build(args.source, args.out, options, lambda report: ticker.tick(report.num_images))
     _print_build(report)
     return OK
 
 
-def _update(words: list[str]) -> int:
+def _update(arguments: list[str]) -> int:
     parser = _parser("update", "FILE.jsonl")
     parser.add_argument("jsonl", type=Path, metavar="FILE.jsonl", help="built from a folder before")
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.datasets.build.update import update
 
     with _Ticker("images") as ticker:
-        report = update(asked.jsonl, lambda report: ticker.tick(report.num_images))
+        report = update(args.jsonl, lambda report: ticker.tick(report.num_images))
     _print_build(report)
     return OK
 
@@ -115,7 +141,7 @@ def _print_build(report: BuildReport) -> None:
     print(printable(f"source     {report.source} ({report.kind})"))
     if report.why:
         print(f"detected   {report.kind}: {report.why}")
-    print(f"images     {report.num_images:,}, {report.num_read:,} of them read again; {rate}")
+    print(f"images     {report.num_images:,}, {report.num_read:,} of them read; {rate}")
     print(f"rows       {report.num_rows:,}: {report.num_tag_based:,} tags, {prose:,} prose")
     _print_counted("remarks", report.remarks, report.examples)
     _print_unusable(report.unusable, report.problems_path)
@@ -124,45 +150,53 @@ def _print_build(report: BuildReport) -> None:
         print(f"images     {report.root} (dataloader.image_folder_path)")
 
 
-def _export(words: list[str]) -> int:
+def _export(arguments: list[str]) -> int:
     parser = _parser("export", "FILE.jsonl --to FORM -o OUT [options]")
     add = parser.add_argument
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
-    forms = "kohya: folders; kohya-toml: FILE.toml, images stay; webdataset: a folder of tars; parquet: one"
+    forms = "kohya: folders; kohya-toml: FILE.toml, no copies; webdataset: a folder of tars; parquet: a file"
     add("--to", choices=("kohya", "kohya-toml", "webdataset", "parquet"), required=True, help=forms)
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder or file to write")
-    add("--images", type=Path, metavar="DIR", help="what names are relative to; default: as it was built")
-    add("--link", choices=("copy", "hard", "soft"), default="copy", help="kohya: images; default: copy")
-    add("--name", default="", metavar="NAME", help="kohya, webdataset: default: that of FILE.jsonl")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder that file names are relative to; default: as recorded by the build",
+    )
+    add(
+        "--link",
+        choices=("copy", "hard", "soft"),
+        default="copy",
+        help="kohya: copy or link images; default: copy",
+    )
+    add("--name", default="", metavar="NAME", help="kohya, webdataset: name; default: that of FILE.jsonl")
     add(
         "--shard-mib", type=_count, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024"
     )
-    add("--without-images", action="store_true", help="parquet: names and captions alone")
+    add("--without-images", action="store_true", help="parquet: only names and captions")
     add_storage(parser)
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.datasets.build.export import ExportOptions, export
 
     options = ExportOptions(
-        images_dir=asked.images,
-        link=asked.link,
-        name=asked.name,
-        shard_mib=asked.shard_mib,
-        with_images=not asked.without_images,
-        storage=storage_of(asked),
+        images_dir=args.images,
+        link=args.link,
+        name=args.name,
+        shard_mib=args.shard_mib,
+        with_images=not args.without_images,
+        storage=storage_of(args),
     )
     with _Ticker("rows") as ticker:
-        report = export(
-            asked.jsonl, asked.to, asked.out, options, lambda report: ticker.tick(report.num_rows)
-        )
+        report = export(args.jsonl, args.to, args.out, options, lambda report: ticker.tick(report.num_rows))
     print(f"rows       {report.num_rows:,} in {report.seconds:,.1f} s")
     _print_counted("remarks", report.remarks, {})
-    _print_unusable(report.unusable, _listed(asked.out, report.unusable))
+    _print_unusable(report.unusable, _listed(args.out, report.unusable))
     print(f"written    {report.output}")
     return OK
 
 
-def _upload(words: list[str]) -> int:
+def _upload(arguments: list[str]) -> int:
     parser = _parser("upload", "FILE.jsonl URL [-o NEW.jsonl] [options]")
     add = parser.add_argument
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL, its images on this machine")
@@ -172,23 +206,28 @@ def _upload(words: list[str]) -> int:
         "--out",
         type=Path,
         metavar="NEW.jsonl",
-        help="the rows with their new names; default: FILE.remote.jsonl",
+        help="the JSONL with the new names; default: FILE.remote.jsonl",
     )
-    add("--images", type=Path, metavar="DIR", help="what names are relative to; default: as it was built")
-    add("--public-url", default="", metavar="URL", help="write https://... names in place of URL's")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder that file names are relative to; default: as recorded by the build",
+    )
+    add("--public-url", default="", metavar="URL", help="write names below this https://... URL instead")
     add_storage(parser)
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.datasets.build.stores import open_store
     from flowloom.datasets.build.upload import Uploader
 
-    out = asked.out or asked.jsonl.with_name(f"{asked.jsonl.stem}.remote.jsonl")
-    store = open_store(asked.url, storage_of(asked))
-    uploader = Uploader(asked.jsonl, asked.url, store, asked.images)
+    out = args.out or args.jsonl.with_name(f"{args.jsonl.stem}.remote.jsonl")
+    store = open_store(args.url, storage_of(args))
+    uploader = Uploader(args.jsonl, args.url, store, args.images)
     with _Ticker("rows") as ticker:
-        report = uploader.upload(out, asked.public_url, lambda report: ticker.tick(report.num_rows))
+        report = uploader.upload(out, args.public_url, lambda report: ticker.tick(report.num_rows))
     size = f"{report.num_bytes / 2**20:,.1f} MiB in {report.seconds:,.1f} s"
-    print(f"images     {report.num_sent:,} sent ({size}), {report.num_unchanged:,} were there")
+    print(f"images     {report.num_sent:,} sent ({size}), {report.num_unchanged:,} unchanged")
     _print_unusable(report.unusable, _listed(out, report.unusable))
     print(printable(f"written    {report.output}, and next to the images at {report.url}"))
     return OK
@@ -226,12 +265,12 @@ def _weight(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)
 
 
-def _suffix(word: str) -> str:
-    return f".{word.strip().lstrip('.').lower()}"
+def _suffix(text: str) -> str:
+    return f".{text.strip().lstrip('.').lower()}"
 
 
 def _check_encoding(parser: argparse.ArgumentParser, name: str) -> None:
@@ -265,10 +304,10 @@ def _listed(output: Path, unusable: list[Unusable]) -> Path | None:
 
 
 class _Ticker:
-    """One line that counts, on a terminal; nothing elsewhere."""
+    """A line that counts, on a terminal; otherwise nothing."""
 
-    def __init__(self, what: str):
-        self.what = what
+    def __init__(self, unit: str):
+        self.unit = unit
         self._is_shown = sys.stderr.isatty()
         self._last = 0.0
 
@@ -280,9 +319,9 @@ class _Ticker:
             sys.stderr.write("\r\033[K")
 
     def tick(self, count: int) -> None:
-        """Say how far it is, a few times a second."""
+        """Print the count, a few times per second."""
         now = time.monotonic()
         if self._is_shown and now - self._last > 0.2:
             self._last = now
-            sys.stderr.write(f"\r{count:,} {self.what}\033[K")
+            sys.stderr.write(f"\r{count:,} {self.unit}\033[K")
             sys.stderr.flush()

@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _status(list(arguments))
 
 
-def _status(words: list[str]) -> int:
+def _status(arguments: list[str]) -> int:
     """Run a command, with one line for each kind of error; the exit status."""
     from flowloom.errors import FlowloomError
     from flowloom.streams import silence, system_error_text
 
     try:
-        status = _run_command(words)
+        status = _run_command(arguments)
         sys.stdout.flush()  # report a failed write now, not when the interpreter exits
     except FlowloomError as error:
         return _complain(_message(error))
@@ -59,20 +59,19 @@ def _status(words: list[str]) -> int:
     return status
 
 
-def _run_command(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run_command(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return OK
-    if words[0] in ("-V", "--version"):
+    if arguments[0] in ("-V", "--version"):
         import flowloom
 
         print(f"flowloom {flowloom.__version__}")
         return OK
-    if words[0] not in COMMANDS:
-        return _complain(
-            f"there is no command {words[0]!r}.{_meant(words[0], COMMANDS)} See 'flowloom --help'."
-        )
-    return COMMANDS[words[0]][1](words[1:])
+    if arguments[0] not in COMMANDS:
+        suggestion = _suggestion(arguments[0], COMMANDS)
+        return _complain(f"there is no command {arguments[0]!r}.{suggestion} See 'flowloom --help'.")
+    return COMMANDS[arguments[0]][1](arguments[1:])
 
 
 def _overview() -> str:
@@ -85,7 +84,7 @@ def _overview() -> str:
     )
 
 
-def _train(words: list[str]) -> int:
+def _train(arguments: list[str]) -> int:
     parser = _parser("train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]")
     parser.add_argument(
         "config",
@@ -96,18 +95,18 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--name", help="name of the run directory; default: the file's name and the time")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", default="runs", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and exit")
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(arguments):
         from flowloom.config.keys import flags_help
 
         print(f"{parser.format_help()}\n{flags_help()}")
         return OK
-    rest, overrides = _flags(words, parser)
-    asked = parser.parse_args(rest)
+    rest, overrides = _flags(arguments, parser)
+    args = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
 
-    loaded = read_config(asked.config, overrides, with_files=True)
-    if asked.dry_run:
+    loaded = read_config(args.config, overrides, with_files=True)
+    if args.dry_run:
         return _show_plan(loaded)
 
     from flowloom.model_library.requirements import refuse_unfit_models
@@ -115,23 +114,23 @@ def _train(words: list[str]) -> int:
 
     refuse_unfit_models(loaded.config, loaded.source)
     _print_notes(loaded.notes)
-    run_dir = RunDir.create(asked.name or default_name(loaded.source.stem), asked.runs_dir)
+    run_dir = RunDir.create(args.name or default_name(loaded.source.stem), args.runs_dir)
     run_dir.write_run(loaded.config, str(loaded.source), loaded.notes)
     return _run(run_dir.path, loaded.secrets)
 
 
-def _resume(words: list[str]) -> int:
+def _resume(arguments: list[str]) -> int:
     parser = _parser("resume", "RUN_DIR [--section.key VALUE ...]")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/my-run")
     parser.epilog = "Flags change the settings of the resumed run: --limits.max_steps 5000."
-    rest, overrides = _flags(words, parser)
-    asked = parser.parse_args(rest)
+    rest, overrides = _flags(arguments, parser)
+    args = parser.parse_args(rest)
 
     from flowloom.run.directory import RunDir
     from flowloom.run.resume import change_by_flags
 
-    loaded = change_by_flags(RunDir.open(asked.run_dir), overrides)
-    return _run(asked.run_dir, loaded.secrets)
+    loaded = change_by_flags(RunDir.open(args.run_dir), overrides)
+    return _run(args.run_dir, loaded.secrets)
 
 
 def _run(path: Path, secrets: dict[str, str]) -> int:
@@ -146,7 +145,7 @@ def _run(path: Path, secrets: dict[str, str]) -> int:
     return OK
 
 
-def _sample(words: list[str]) -> int:
+def _sample(arguments: list[str]) -> int:
     parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or weights")
@@ -171,7 +170,7 @@ def _sample(words: list[str]) -> int:
     )
     add("--weights", choices=("ema", "raw"), default="ema", help="weights of a run with EMA; default: ema")
     add("-o", "--out-dir", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.config.flow_format.read import read_config
     from flowloom.config.run import InferenceSection
@@ -179,27 +178,27 @@ def _sample(words: list[str]) -> int:
     from flowloom.engine.sample import SampleRequest, sample
     from flowloom.run.model_source import config_around
 
-    config = read_config(asked.config).config if asked.config else config_around(asked.source)
+    config = read_config(args.config).config if args.config else config_around(args.source)
     usual = next(iter(config.previews if config else []), InferenceSection(cfg=4.0))
-    width, height = asked.size or usual.image_dim
+    width, height = args.size or usual.image_dim
     params = SamplingParams(
         width,
         height,
-        steps=asked.steps or usual.steps,
-        cfg=usual.cfg if asked.cfg is None else asked.cfg,
-        guidance=asked.guidance,
-        sampler=asked.sampler,
-        negative=asked.negative,
+        steps=args.steps or usual.steps,
+        cfg=usual.cfg if args.cfg is None else args.cfg,
+        guidance=args.guidance,
+        sampler=args.sampler,
+        negative=args.negative,
     )
     request = SampleRequest(
-        asked.source, asked.prompt, asked.out_dir, params, config, asked.lora, asked.seed, asked.weights
+        args.source, args.prompt, args.out_dir, params, config, args.lora, args.seed, args.weights
     )
     for path in sample(request, lambda note: _print_notes([note])):
         print(path)
     return OK
 
 
-def _export(words: list[str]) -> int:
+def _export(arguments: list[str]) -> int:
     parser = _parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or LoRA file")
@@ -214,65 +213,65 @@ def _export(words: list[str]) -> int:
         help="base model, for merged and for DoRA; default: that of the run",
     )
     add("--weights", choices=("ema", "raw"), default="ema", help="weights of a run with EMA; default: ema")
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.engine.export import export_adapter, merge_adapter
 
-    if asked.format == "merged":
-        notes = merge_adapter(asked.source, asked.base, asked.out, asked.strength, asked.weights)
+    if args.format == "merged":
+        notes = merge_adapter(args.source, args.base, args.out, args.strength, args.weights)
     else:
-        notes = export_adapter(asked.source, asked.format, asked.out, asked.weights, asked.base)
+        notes = export_adapter(args.source, args.format, args.out, args.weights, args.base)
     _print_notes(notes)
-    print(asked.out)
+    print(args.out)
     return OK
 
 
-def _up(words: list[str]) -> int:
+def _up(arguments: list[str]) -> int:
     from flowloom.server.serve import USAGE, serve
 
-    return serve(_parser("up", USAGE), words)
+    return serve(_parser("up", USAGE), arguments)
 
 
-def _schema(words: list[str]) -> int:
+def _schema(arguments: list[str]) -> int:
     parser = _parser("schema", "[--check FILE]")
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="check that FILE has this schema, and print differences"
     )
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
 
     from flowloom.config.keys import schema_difference, schema_text
 
-    if not asked.check:
+    if not args.check:
         print(schema_text(), end="")
         return OK
-    difference = schema_difference(asked.check)
+    difference = schema_difference(args.check)
     if not difference:
         return OK
-    return _complain(f"{asked.check} is not this version's schema:\n{difference}")
+    return _complain(f"{args.check} is not this version's schema:\n{difference}")
 
 
 def _by(module: str, function: str) -> Callable[[list[str]], int]:
     """A command in another module, imported when it is called."""
 
-    def command(words: list[str]) -> int:
+    def command(arguments: list[str]) -> int:
         from importlib import import_module
 
-        return getattr(import_module(f"flowloom.{module}"), function)(words)
+        return getattr(import_module(f"flowloom.{module}"), function)(arguments)
 
     return command
 
 
-def _doctor(words: list[str]) -> int:
+def _doctor(arguments: list[str]) -> int:
     from flowloom.server.serve import default_home, port, serving_at
 
     parser = _parser("doctor", "[--port N]")
     about = "port of a studio; default: that of the last studio started here, or 7860"
     parser.add_argument("--port", type=port, metavar="N", help=about)
-    asked = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     last_port, host = serving_at(default_home())
     from flowloom.engine.doctor import examine
 
-    findings = examine(last_port if asked.port is None else asked.port, host)
+    findings = examine(last_port if args.port is None else args.port, host)
     _print_table([("" if finding.is_well else "!", finding.name, finding.text) for finding in findings])
     return OK if all(finding.is_well for finding in findings) else WRONG
 
@@ -315,17 +314,19 @@ def _parser(command: str, usage: str) -> argparse.ArgumentParser:
     )
 
 
-def _flags(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
+def _flags(arguments: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
     from flowloom.config.flags import split_flags
     from flowloom.config.run import RunConfig
     from flowloom.errors import RunError
 
-    own = [option for action in parser._actions for option in action.option_strings]
-    rest, overrides = split_flags(words, own)
+    options = [option for action in parser._actions for option in action.option_strings]
+    rest, overrides = split_flags(arguments, options)
     for name, _ in overrides:
         if "." not in name and name not in RunConfig.model_fields:
-            near = _meant(f"--{name}", [*own, *(f"--{section}" for section in RunConfig.model_fields)])
-            raise RunError(f"there is no option --{name}.{near} See '{parser.prog} --help'.")
+            hint = _suggestion(
+                f"--{name}", [*options, *(f"--{section}" for section in RunConfig.model_fields)]
+            )
+            raise RunError(f"there is no option --{name}.{hint} See '{parser.prog} --help'.")
     return rest, overrides
 
 
@@ -367,11 +368,11 @@ def _complain(message: str) -> int:
     return WRONG
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, names: Iterable[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -25,33 +25,33 @@ NAMED_BY_MODEL = ("repo", "model_path", "data_path")
 RESTORE = "restore-captions"
 
 
-def tag(words: list[str]) -> int:
+def tag(arguments: list[str]) -> int:
     """`flowloom tag FOLDER|FILE.jsonl [--model NAME|DIR] [options]`; the exit status."""
-    return _verb("tag", words)
+    return _verb("tag", arguments)
 
 
-def caption(words: list[str]) -> int:
+def caption(arguments: list[str]) -> int:
     """`flowloom caption FOLDER|FILE.jsonl [--model NAME|DIR] [options]`; the exit status."""
-    return _verb("caption", words)
+    return _verb("caption", arguments)
 
 
-def _verb(name: str, words: list[str]) -> int:
+def _verb(name: str, arguments: list[str]) -> int:
     from flowloom.run.directory import RunDir
     from flowloom.tasks import ALL
 
     task = ALL[name]
     parser = _parser(task)
-    asked = vars(parser.parse_args(words))
-    if asked["resume"]:
-        return _watch(task, RunDir.open(asked["resume"]))
-    if asked["undo"]:
-        run_dir = RunDir.open(asked["undo"])
+    args = vars(parser.parse_args(arguments))
+    if args["resume"]:
+        return _watch(task, RunDir.open(args["resume"]))
+    if args["undo"]:
+        run_dir = RunDir.open(args["undo"])
         data_path = run_dir.read_run()["config"].get("data_path", "")
         undo = {"data_path": data_path, "run_path": str(run_dir.path.absolute())}
-        return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, asked))
-    if not asked["data_path"]:
+        return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, args))
+    if not args["data_path"]:
         parser.error("give a folder of images or a JSONL, or a run with --resume or --undo")
-    return _watch(task, _prepared(task, _config(task, asked), asked))
+    return _watch(task, _prepared(task, _config(task, args), args))
 
 
 def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
@@ -117,8 +117,8 @@ def _pairs(text: str) -> dict[str, str]:
     return {old.strip(): new.strip() for old, _, new in (part.partition("=") for part in _list(text))}
 
 
-def _config(task: FormTask[Any], asked: dict[str, Any]) -> dict[str, Any]:
-    config = {name: value for name, value in asked.items() if name in task.config_type.model_fields}
+def _config(task: FormTask[Any], args: dict[str, Any]) -> dict[str, Any]:
+    config = {name: value for name, value in args.items() if name in task.config_type.model_fields}
     for name in ("data_path", "image_folder_path", "models_dir"):
         if config.get(name):
             require_local(config[name])
@@ -127,7 +127,7 @@ def _config(task: FormTask[Any], asked: dict[str, Any]) -> dict[str, Any]:
         from flowloom.datasets.build.rows import image_folder
 
         config["image_folder_path"] = str(image_folder(Path(config["data_path"]), None))
-    model = asked["model"]
+    model = args["model"]
     if model and Path(model).expanduser().is_dir():
         config["model_path"] = str(Path(model).expanduser().absolute())
     elif model:
@@ -135,14 +135,14 @@ def _config(task: FormTask[Any], asked: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _prepared(task: FormTask[Any], config: dict[str, Any], asked: dict[str, Any]) -> RunDir:
+def _prepared(task: FormTask[Any], config: dict[str, Any], args: dict[str, Any]) -> RunDir:
     from flowloom.errors import ConfigError
     from flowloom.run.directory import RunDir, default_name
 
     problems = task.check(config)
     if problems:
         raise ConfigError(f"flowloom {task.name}", problems)
-    run_dir = RunDir.create(asked["name"] or default_name(task.name), asked["runs_dir"])
+    run_dir = RunDir.create(args["name"] or default_name(task.name), args["runs_dir"])
     task.prepare(config, run_dir, "the command line")
     return run_dir
 
@@ -152,13 +152,13 @@ def _watch(task: FormTask[Any], run_dir: RunDir) -> int:
     from flowloom.run.events import read_events
 
     print(f"run        {run_dir.path}", file=sys.stderr, flush=True)
-    seen = max((event["seq"] + 1 for event in read_events(run_dir.events_jsonl)), default=0)
+    next_seq = max((event["seq"] + 1 for event in read_events(run_dir.events_jsonl)), default=0)
     with run_dir.log_txt.open("ab") as log:
         process = subprocess.Popen(task.command(run_dir, resume=True).argv, stdout=log, stderr=log)
         while True:
             is_over = process.poll() is not None
-            for event in read_events(run_dir.events_jsonl, seen):
-                seen = event["seq"] + 1
+            for event in read_events(run_dir.events_jsonl, next_seq):
+                next_seq = event["seq"] + 1
                 _print_event(event)
             if is_over:
                 break
@@ -189,11 +189,11 @@ def _print_event(event: dict[str, Any]) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    for one in result.get("preview", []):
-        for text in one["after"]:
-            print(f"{one['image']}: {text}{'  (has a caption, unchanged)' * one['is_kept']}")
+    for image in result.get("preview", []):
+        for text in image["after"]:
+            print(f"{image['image']}: {text}{'  (has a caption, unchanged)' * image['is_kept']}")
     for name, value in result.items():
         if name.startswith("num_"):
             print(f"{name.removeprefix('num_'):<10} {value:,}")
-    for one in result.get("unusable", [])[:SHOWN]:
-        print(f"unusable   {one['image']}: {one['reason']}", file=sys.stderr)
+    for image in result.get("unusable", [])[:SHOWN]:
+        print(f"unusable   {image['image']}: {image['reason']}", file=sys.stderr)

@@ -10,14 +10,14 @@ from flowloom.config.local_paths import with_local_paths
 OK, WRONG = 0, 2
 
 
-def trainers(words: list[str]) -> int:
+def trainers(arguments: list[str]) -> int:
     """`flowloom trainers [list | install NAME [--path DIR [--python FILE]] [--ref REV]]`; the exit status.
 
     Raises:
         ConfigError, RunError: the checkout does not exist, or is something else.
     """
-    asked = _parser().parse_args(words or ["list"])
-    return _list() if asked.action == "list" else _install(asked.name, asked.path, asked.python, asked.ref)
+    args = _parser().parse_args(arguments or ["list"])
+    return _list() if args.action == "list" else _install(args.name, args.path, args.python, args.ref)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,8 +49,8 @@ def _list() -> int:
     from flowloom.trainers.missing_packages import states
 
     for trainer in ALL.values():
-        own = [(None, "part of Flowloom", [])] if trainer.writes_events else None
-        for _, about, missing in own or states(trainer.name):
+        built_in: list[tuple[None, str, list[str]]] = [(None, "part of Flowloom", [])]
+        for _, about, missing in built_in if trainer.writes_events else states(trainer.name):
             print(f"{trainer.name:14} {trainer.title:16} {about}")
             _print_missing(missing)
     return OK
@@ -71,11 +71,11 @@ def _install(name: str, path: Path | None, python: Path | None, ref: str | None)
     from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers
     from flowloom.trainers.missing_packages import missing_packages
 
-    found = names_of_trainers(path.expanduser()) if path else []
-    if path is None or not found:
+    names = names_of_trainers(path.expanduser()) if path else []
+    if path is None or not names:
         raise RunError(f"{path}: not a checkout of lodestone-rock/flow: no trainer in src/trainer.")
     checkout = add_checkout(name, path, python)
-    print(f"{name}: {checkout.path}, with {checkout.python}\ntrainers: {', '.join(found)}")
+    print(f"{name}: {checkout.path}, with {checkout.python}\ntrainers: {', '.join(names)}")
     return _print_missing(missing_packages(name, checkout))
 
 

@@ -99,7 +99,7 @@ def toml(tmp_path: Path) -> Path:
     write(tmp_path / "in/three/d.png", image_bytes(4))
     write(tmp_path / "in/three/e.png", image_bytes(5))
     metadata = {
-        "d": {"caption": "a image", "tags": "one, two"},
+        "d": {"caption": "an image", "tags": "one, two"},
         str(tmp_path / "in/three/e.png"): {"tags": "three, four"},
         "gone": {"caption": "x"},
         "../two/c": {"caption": "y"},
@@ -116,7 +116,7 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         1: ["sks fox"] * 2,
         2: ["red, blue"] * 2,
         3: ["photo, red, blue, green"],
-        4: ["a image, one, two"],
+        4: ["an image, one, two"],
         5: ["three, four"],
     }
     by_name = {row["filename"]: row for row in rows}
@@ -232,10 +232,10 @@ def test_too_many_alternatives_are_thinned_out_and_told(tmp_path: Path) -> None:
 
 def test_a_folder_with_two_kinds_of_captions_gives_both(tmp_path: Path) -> None:
     first = with_toml(tmp_path, 'caption_extension = ".txt"\nnum_repeats = 2', {"1.txt": "red, blue, green"})
-    write(tmp_path / "in/pics/1.caption", "a image of one")
+    write(tmp_path / "in/pics/1.caption", "an image of one")
     more = '[[datasets.subsets]]\nimage_dir = "pics"\ncaption_extension = ".caption"\n'
     rows, _ = built(write(first, first.read_text() + more), tmp_path / "d.jsonl")
-    assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "a image of one"): 1}
+    assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "an image of one"): 1}
 
 
 def test_paths_of_windows_are_named_with_what_to_do(tmp_path: Path) -> None:

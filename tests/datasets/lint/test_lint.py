@@ -21,7 +21,9 @@ def image(seed: int, width: int = 96, height: int = 96) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def row(name: str, caption: str = "a image", size: tuple[int, int] = (96, 96), **more: Any) -> dict[str, Any]:
+def row(
+    name: str, caption: str = "an image", size: tuple[int, int] = (96, 96), **more: Any
+) -> dict[str, Any]:
     return {"filename": name, "caption_or_tags": caption, "width": size[0], "height": size[1], **more}
 
 
@@ -37,7 +39,7 @@ def flawed(tmp_path: Path) -> Path:
     image(9, 300, 300).save(tmp_path / "cut.jpg", quality=95)
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    (tmp_path / "no.png").write_bytes(b"not a image")
+    (tmp_path / "no.png").write_bytes(b"not an image")
     lines = [
         row("0.png"),
         row("1.png", "one, two, three", is_tag_based=True),
@@ -53,7 +55,7 @@ def flawed(tmp_path: Path) -> Path:
         row("4.png", "word " * 200),
         row("5.png", "caf\u00c3\u00a9", loss_weight=0.0),
         row("0.png"),
-        {"filename": "1.png", "caption_or_tags": "a image", "width": 0, "height": 3},
+        {"filename": "1.png", "caption_or_tags": "an image", "width": 0, "height": 3},
     ]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{half")

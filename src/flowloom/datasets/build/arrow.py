@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow
+import pyarrow.parquet
 
 from flowloom.errors import DataError
+
+pa: Any = pyarrow  # no type information
+pq: Any = pyarrow.parquet
 
 ROWS_PER_SLICE = 64
 """Rows decoded together: their images may have megabytes each."""
@@ -46,19 +49,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"not readable: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet(path: Path) -> Iterator[Any]:
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=ROWS_PER_SLICE)
 
 
-def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
+def _arrow(path: Path) -> Iterator[Any]:
     with pa.memory_map(str(path)) as file:
         try:
             yield from pa.ipc.open_stream(file)
         except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(
-                file
-            )  # older versions wrote Arrow's file format instead of its stream format
+            # Older versions wrote Arrow's file format instead of its stream format.
+            reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
 

@@ -16,6 +16,7 @@ from flowloom.datasets.build.readers.table import filename_of, records
 from flowloom.datasets.build.state import recorded_root
 from flowloom.datasets.build.stores import NamedStores
 from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
+from flowloom.json_types import is_array
 from flowloom.storage.base import StorageSection
 from flowloom.storage.local import find_image
 
@@ -41,7 +42,7 @@ class FlowRow:
     def captions(self) -> tuple[str, ...]:
         """One or several captions, prose or tags."""
         value = self.fields["caption_or_tags"]
-        return tuple(value) if isinstance(value, list) else (value,)
+        return tuple(value) if is_array(value) else (value,)
 
     @property
     def is_tag_based(self) -> bool:

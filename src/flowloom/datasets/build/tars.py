@@ -38,7 +38,8 @@ class _Bounded(tarfile.TarInfo):
             if tar.header_bytes > MAX_HEADERS_BYTES or num_consecutive > MAX_CONSECUTIVE_HEADERS:
                 raise tarfile.ReadError("it has more names and headers than files")
         tar.num_consecutive = num_consecutive
-        return super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue] -- not in its stub
+        parent: Any = super()  # its stub has no such method
+        return parent._proc_member(tar)
 
     def _proc_gnusparse_00(self, *_: Any) -> None:
         raise tarfile.ReadError("it has a sparse file, which no program writes for images")

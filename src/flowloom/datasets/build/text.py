@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from flowloom.errors import DataError
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import decode as decode_text
 
 CAPTION_KEYS = (
@@ -105,7 +106,7 @@ def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:
         raise DataError(f"not JSON: {error}") from error
     if isinstance(fields, str):
         return Caption((fields,))
-    if not isinstance(fields, dict):
+    if not is_object(fields):
         raise DataError("not a JSON object or text")
     caption = caption_of(fields)
     if caption is None:
@@ -120,7 +121,7 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
     Raises:
         DataError: the value is not a caption.
     """
-    lower = {key.lower(): key for key in reversed(fields) if isinstance(key, str)}
+    lower = {key.lower(): key for key in reversed(fields)}
     names = [column] if column else [lower[key] for key in _caption_keys(fields, lower) if key in lower]
     given = [name for name in names if fields.get(name) is not None]
     name = next((name for name in given if fields[name] not in ("", [], {})), given[0] if given else None)
@@ -128,15 +129,15 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
         return None
     is_tags = True if name.lower() in TAG_KEYS else None
     value = fields[name]
-    if isinstance(value, dict):  # from boorus: tags by category
-        value = [tag for group in value.values() if isinstance(group, list) for tag in group]
-    given: list[Any] = value if isinstance(value, list) else [value]
+    if is_object(value):  # from boorus: tags by category
+        value = [tag for group in value.values() if is_array(group) for tag in group]
+    given: list[Any] = value if is_array(value) else [value]
     texts = [text for text in given if text is not None]
     if not texts:
         return None
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{name} is {value!r:.60}; it must be text, or a list of texts")
-    if is_tags and isinstance(value, list):
+    if is_tags and is_array(value):
         texts = [", ".join(texts)]
     elif is_tags and "," not in texts[0]:
         texts = [", ".join(texts[0].split())]  # as boorus write them: blue_hair long_hair

@@ -108,7 +108,7 @@ class FolderCaptions:
         remaining = iter(changes)
         with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
             while batch := list(islice(remaining, BATCH_SIZE)):
-                done = []
+                done = list[Change]()
                 for change, is_done in zip(batch, pool.map(self._replace, batch), strict=True):
                     if is_done:
                         done.append(change)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from flowloom.data.row_checks import CAPTION, IS_TAGS, BadRow, Unusable, captions_of, parse
 from flowloom.datasets.build.text import CAPTION_KEYS, looks_tag_based, read_sidecar
 from flowloom.errors import DataError
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import decode
 
 SUFFIXES = (".txt", ".caption", ".json")
@@ -84,15 +86,14 @@ def edited_file(name: str, data: bytes | None, captions: Sequence[str]) -> bytes
     text = "\n".join(captions).strip()
     if not name.endswith(".json"):
         return f"{text}\n".encode() if text else None
-    try:
-        fields = json.loads(data or b"{}")
-    except ValueError:
-        fields = {}
-    fields = fields if isinstance(fields, dict) else {}
+    fields: dict[str, Any] = {}
+    with suppress(ValueError):
+        content = json.loads(data or b"{}")
+        fields = content if is_object(content) else {}
     lower = {name.lower(): name for name in fields}
     key = next((lower[name] for name in CAPTION_KEYS if name in lower), "caption")
     parts = [tag.strip() for tag in text.split(",")] if key.lower() == "tags" else text.split("\n")
-    fields[key] = parts if isinstance(fields.get(key), list) else text
+    fields[key] = parts if is_array(fields.get(key)) else text
     return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
 
 

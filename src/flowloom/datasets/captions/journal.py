@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.datasets.captions.store import CaptionRef, CaptionStore, Change
+from flowloom.json_types import is_array, is_object
 
 
 class Journal:
@@ -102,8 +103,8 @@ def _packed(value: str | bytes | None) -> str | list[str] | None:
 
 
 def _unpacked(value: Any, item: str) -> bytes | None:
-    if isinstance(value, dict):  # the caption fields of a row, as older runs wrote them
+    if is_object(value):  # the caption fields of a row, as older runs wrote them
         return json.dumps({"filename": item} | value).encode()
-    if isinstance(value, list):
+    if is_array(value):
         return base64.b64decode(value[0])
     return None if value is None else value.encode("utf-8", "surrogateescape")

@@ -18,6 +18,7 @@ from flowloom.datasets.lint.check import LintedDataset, LintOptions, lint
 from flowloom.datasets.lint.images import displayed_size
 from flowloom.datasets.lint.report import Finding
 from flowloom.errors import DataError, ImageError
+from flowloom.json_types import is_array
 from flowloom.storage.local import find_image
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -138,11 +139,7 @@ def _repair(row: dict[str, Any], folder: Path, with_images: bool) -> Iterator[st
     """Repair the fields of `row`; yields a note for each change."""
     for key in ("filename", "caption_or_tags"):
         value = row.get(key)
-        if (
-            isinstance(value, list)
-            and key == "caption_or_tags"
-            and all(isinstance(tag, str) for tag in value)
-        ):
+        if is_array(value) and key == "caption_or_tags" and all(isinstance(tag, str) for tag in value):
             row[key] = ", ".join(value)
             yield f"{key}: a list of {len(value)} tags, joined by commas"
         if isinstance(value, str) and repaired_text(value) != value:

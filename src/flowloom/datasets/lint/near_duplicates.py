@@ -6,7 +6,7 @@ size, compression and brightness. It also ignores colour, so the pairs it finds 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,7 @@ def group_near_duplicates(
         colours: (N, 192).
         aspects: (N,) width / height.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_array, csgraph
 
     count = len(bits)
     if not count:
@@ -79,14 +78,14 @@ def group_near_duplicates(
     # Equal fingerprints, which are frequent among plain images, are searched once.
     keys = np.concatenate([bits.view(np.uint8).reshape(count, 16), colours], axis=1)
     keys = np.concatenate([keys, aspects.astype(np.float64).view(np.uint8).reshape(count, 8)], axis=1)
-    _, first, twin_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    _, first, group_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     left, right, is_crowded = _near_pairs(bits[first], max_bits)
     is_similar = _have_same_colours(colours[first], aspects[first], left, right)
     left, right = left[is_similar], right[is_similar]
     links = coo_array((np.ones(len(left), bool), (left, right)), shape=(len(first), len(first)))
-    _, labels = connected_components(links, directed=False)
-    twin_of = twin_of.ravel()
-    return DuplicateGroups(labels[twin_of].astype(np.int64), int(is_crowded[twin_of].sum()))
+    components = cast("tuple[int, NDArray[np.int32]]", csgraph.connected_components(links, directed=False))
+    group_of = group_of.ravel()
+    return DuplicateGroups(components[1][group_of].astype(np.int64), int(is_crowded[group_of].sum()))
 
 
 def _near_pairs(

@@ -112,7 +112,7 @@ def _table(findings: Sequence[Finding]) -> str:
 
 def _cards(findings: Sequence[Finding], thumbnails: Thumbnails) -> str:
     """Cards with images; duplicates of one another are in one frame."""
-    frames = []
+    frames: list[str] = []
     for group, members in groupby(findings, key=lambda finding: finding.group):
         cards = "".join(_card(finding, thumbnails) for finding in members)
         frames.append(cards if group is None else f'<div class="group">{cards}</div>')

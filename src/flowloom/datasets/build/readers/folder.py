@@ -88,6 +88,8 @@ def list_folder(folder: str, root: Path) -> tuple[dict[str, LocalFile], list[str
                         folders.append(path)
                     case Unusable() | Remark() as problem:
                         skipped.append(problem)
+                    case None:
+                        pass
     except OSError as error:
         skipped.append(Unusable(shown(folder), f"cannot be listed: {reason_of(error)}"))
     return files, folders, skipped

@@ -24,6 +24,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.readers.table import FILENAME_KEYS, filename_of, item_of, recorded_caption
 from flowloom.datasets.build.text import weight_of
 from flowloom.errors import DataError
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import as_utf8
 
 SAVED, SPLITS = "state.json", "dataset_dict.json"
@@ -45,11 +46,11 @@ def is_saved(folder: Path) -> bool:
     try:
         if (folder / SPLITS).is_file():
             splits = _json(folder / SPLITS).get("splits")
-            return isinstance(splits, list) and any((folder / str(split)).is_dir() for split in splits)
+            return is_array(splits) and any((folder / str(split)).is_dir() for split in splits)
         named = _json(folder / SAVED).get("_data_files") if (folder / SAVED).is_file() else None
     except DataError:
         return False
-    names = [entry.get("filename") for entry in named or () if isinstance(entry, dict)]
+    names = [entry.get("filename") for entry in named or () if is_object(entry)]
     return any(isinstance(name, str) and (folder / name).is_file() for name in names)
 
 
@@ -72,8 +73,8 @@ def _files(source: Path, split: str) -> list[Path]:
     if (source / SPLITS).is_file():
         return _files(source / _choose(source, _json(source / SPLITS).get("splits"), split), "")
     if (source / SAVED).is_file():
-        named = _json(source / SAVED).get("_data_files") or []
-        return [source / str(entry.get("filename")) for entry in named if isinstance(entry, dict)]
+        named: list[Any] = _json(source / SAVED).get("_data_files") or []
+        return [source / str(entry.get("filename")) for entry in named if is_object(entry)]
     files = sorted(source.rglob("*.parquet"))
     splits = {path.name.partition("-")[0] for path in files if "-of-" in path.name}
     if not splits or (len(splits) == 1 and not split):
@@ -83,7 +84,7 @@ def _files(source: Path, split: str) -> list[Path]:
 
 
 def _choose(source: Path, splits: Any, split: str) -> str:
-    names = [str(name) for name in splits] if isinstance(splits, list) else []
+    names = [str(name) for name in splits] if is_array(splits) else []
     if not split:
         split = "train" if "train" in names or not names else names[0]
         if len(names) > 1 and "train" not in names:
@@ -98,7 +99,7 @@ def _json(path: Path) -> dict[str, Any]:
         data = orjson.loads(as_utf8(path.read_bytes()))
     except (OSError, DataError, orjson.JSONDecodeError) as error:
         raise DataError(f"{path}: not readable: {error}") from error
-    return data if isinstance(data, dict) else {}
+    return data if is_object(data) else {}
 
 
 def _read(files: list[Path], root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
@@ -128,7 +129,7 @@ def _inside(fields: dict[str, Any], column: str) -> dict[str, Any] | None:
     """The image embedded in a row, as bytes and possibly a path; None if the row only names one."""
     values = [fields.get(column)] if column else fields.values()
     for value in values:
-        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        if is_object(value) and isinstance(value.get("bytes"), bytes):
             return value
         if isinstance(value, bytes) and (column or suffix_of(value)):
             return {"bytes": value, "path": None}
@@ -138,7 +139,7 @@ def _inside(fields: dict[str, Any], column: str) -> dict[str, Any] | None:
 def _with_path(fields: dict[str, Any]) -> dict[str, Any]:
     """`fields` with `{bytes: null, path: ...}`, an image that is only named, replaced by its path."""
     return {
-        key: value.get("path") if isinstance(value, dict) and "path" in value else value
+        key: value.get("path") if is_object(value) and "path" in value else value
         for key, value in fields.items()
     }
 

@@ -27,6 +27,7 @@ from flowloom.datasets.build.readers.folder import ImageFolder, items_of, list_f
 from flowloom.datasets.build.readers.table import find_listed_image, json_records
 from flowloom.datasets.build.text import weight_of
 from flowloom.errors import DataError
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import read_text
 
 _USED = frozenset(
@@ -151,7 +152,7 @@ def _subsets(path: Path, config: dict[str, Any]) -> Iterator[Subset]:
 
 
 def _tables(path: Path, value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+    if not is_array(value) or not all(is_object(part) for part in value):
         raise DataError(f"{path}: general must be a table; datasets and subsets must be lists of tables.")
     return value
 

@@ -29,6 +29,7 @@ from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.text import CAPTION_KEYS, Caption, caption_of, decode, is_missing, weight_of
 from flowloom.errors import DataError
 from flowloom.image_suffixes import IMAGE_SUFFIXES, JXL_SUFFIX
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import as_utf8, utf8_lines
 
 FILENAME_KEYS = (
@@ -165,14 +166,14 @@ def json_records(path: Path) -> Iterator[tuple[str, str, Fields]]:
         raise DataError(f"{path}: not JSON: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {reason_of(error)}.") from error
-    if isinstance(data, dict):
+    if is_object(data):
         for name, value in data.items():
             where = f"{shown(path.name)}[{shown(name)}]"
-            yield where, name, value if isinstance(value, dict) else {"caption": value}
-    elif isinstance(data, list):
+            yield where, name, value if is_object(value) else {"caption": value}
+    elif is_array(data):
         for number, value in enumerate(data):
             where = f"{shown(path.name)}[{number}]"
-            yield where, "", value if isinstance(value, dict) else {"caption": value}
+            yield where, "", value if is_object(value) else {"caption": value}
     else:
         raise DataError(f"{path}: not a list of rows or an object of rows by name.")
 
@@ -233,7 +234,7 @@ def filename_of(fields: Fields, column: str = "") -> str:
     Raises:
         DataError: there is none.
     """
-    lower = {key.lower(): key for key in reversed(fields) if isinstance(key, str)}
+    lower = {key.lower(): key for key in reversed(fields)}
     names = [column] if column else [lower[key] for key in FILENAME_KEYS if key in lower]
     value = next((fields[name] for name in names if fields.get(name)), None)
     if not isinstance(value, str):
@@ -245,14 +246,14 @@ def filename_of(fields: Fields, column: str = "") -> str:
 
 def _column_hint(fields: Fields, known: Iterable[str], meaning: str) -> str:
     """A hint if no column has one of the `known` names; otherwise ""."""
-    if {key.lower() for key in fields if isinstance(key, str)} & {*known}:
+    if {key.lower() for key in fields} & {*known}:
         return ""
     names = shown(", ".join(map(str, fields)))
     return f": none of its columns ({names:.200}) is known as a {meaning}; name one with --{meaning}-column"
 
 
 def _recorded_size(fields: Fields) -> tuple[int, int] | None:
-    lower = {key.lower(): value for key, value in fields.items() if isinstance(key, str)}
+    lower = {key.lower(): value for key, value in fields.items()}
     sides = [next((lower[key] for key in keys if key in lower), None) for keys in (WIDTH_KEYS, HEIGHT_KEYS)]
     try:
         width, height = (int(side or 0) for side in sides)

@@ -32,6 +32,7 @@ from flowloom.datasets.build.pairs import MASK, is_mask, split_suffix
 from flowloom.datasets.build.tars import open_tar
 from flowloom.errors import DataError
 from flowloom.image_suffixes import IMAGE_SUFFIXES
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import as_utf8
 
 MAX_MEMBER_BYTES = 2**30
@@ -264,7 +265,7 @@ def _sidecar(members: dict[str, Content], options: BuildOptions) -> Content | No
 
 def _texts(value: Any) -> tuple[str, ...] | None:
     """Several captions; a single caption is read from the .txt, which people edit."""
-    is_good = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+    is_good = is_array(value) and value and all(isinstance(text, str) for text in value)
     return tuple(value) if is_good else None
 
 
@@ -273,4 +274,4 @@ def _fields(metadata: Content) -> dict[str, Any]:
         fields = orjson.loads(as_utf8(metadata.read()))
     except orjson.JSONDecodeError as error:
         raise DataError(f"its .json is not JSON: {error}") from error
-    return fields if isinstance(fields, dict) else {}
+    return fields if is_object(fields) else {}
