@@ -156,9 +156,8 @@ def _sample(arguments: list[str]) -> int:
     add("--steps", type=int, metavar="N", help="sampler steps; default: those of the run's previews")
     add("--cfg", type=float, metavar="SCALE", help="guidance scale; default: that of the run's previews")
     add("--guidance", type=float, default=0.0, help="distilled guidance; default: 0, for Chroma")
-    add(
-        "--sampler", choices=("euler", "heun", "midpoint", "dpmpp_2m"), default="euler", help="default: euler"
-    )
+    samplers = ("euler", "heun", "midpoint", "dpmpp_2m")
+    add("--sampler", choices=samplers, default="euler", help="default: euler")
     add("--seed", type=int, default=0, help="seed of the first image, then counting up; default: 0")
     add(
         "--lora",
