@@ -16,16 +16,9 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 SHOWN_WHOLE = ("src/flowloom/server/routes/", "src/flowloom/config/")  # docstrings that OpenAPI and help show
 Text = tuple[int, str]  # the line where it begins, and a string, docstring or paragraph
 
-REWRITTEN = [
-    "src/flowloom/model_library/",
-    "src/flowloom/models/",
-    "src/flowloom/tasks/",
-]
-"""Under rewrite: remove a folder or file as soon as it is clean."""
-
 ALLOWED = {
     "docs/glossary.md": "lists the words to avoid",
-} | dict.fromkeys(REWRITTEN, "is being rewritten")
+}
 """Files and folders that may contain words to avoid, with the reason."""
 
 IMPERSONAL = "name the person or program, or use the passive"

@@ -45,7 +45,7 @@ STORED = {
     "scaled fp8": ("single_blocks.0.linear1.scale_weight", "scaled float8 weights"),
     "scaled fp8 of torchao": ("single_blocks.0.linear1.weight_scale", "scaled float8 weights"),
     "marker": ("scaled_fp8", "scaled float8 weights"),
-    "ComfyUI": ("single_blocks.0.linear1.comfy_quant", "weights quantised by ComfyUI"),
+    "ComfyUI": ("single_blocks.0.linear1.comfy_quant", "weights quantized by ComfyUI"),
     "nf4": ("single_blocks.0.linear1.weight.quant_state.bitsandbytes__nf4", "4-bit weights of bitsandbytes"),
     "nf4 maxima": ("single_blocks.0.linear1.weight.absmax", "4-bit weights of bitsandbytes"),
     "int8": ("single_blocks.0.linear1.SCB", "8-bit weights of bitsandbytes"),
@@ -90,7 +90,7 @@ def test_gguf_is_told_whatever_it_is_called(name: str, tmp_path: Path):
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "x.safetensors")
-    assert find([tmp_path])[0].problem == f"{tmp_path / 'x.safetensors'} is no regular file."
+    assert find([tmp_path])[0].problem == f"{tmp_path / 'x.safetensors'} is not a regular file."
 
 
 LORA = {"double_blocks.0.img_attn.qkv": (3072, 9216), "single_blocks.0.linear1": (3072, 21504)}
@@ -235,24 +235,24 @@ def header(content: Any, data: bytes = b"") -> bytes:
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 DAMAGED = {
-    "empty": (b"", "cut short"),
-    "seven bytes": (b"1234567", "cut short"),
-    "length beyond the end": ((2**40).to_bytes(8, "little") + b"{}", "cut short"),
-    "all ones": (b"\xff" * 64, "cut short"),
-    "no JSON": (header(b"nonsense"), "no JSON"),
+    "empty": (b"", "truncated"),
+    "seven bytes": (b"1234567", "truncated"),
+    "length beyond the end": ((2**40).to_bytes(8, "little") + b"{}", "truncated"),
+    "all ones": (b"\xff" * 64, "truncated"),
+    "no JSON": (header(b"nonsense"), "not JSON"),
     "not an object": (header([1, 2]), "names no tensors"),
-    "nested without end": (header(b"[" * 200_000), "no JSON"),
-    "an endless number": (header(b'{"a": ' + b"9" * 10_000 + b"}"), "no JSON"),
-    "no UTF-8": (header(b'{"\xff\xfe": {}}'), "no JSON"),
-    "tensor is a number": (header({"a": 3}), "cannot be"),
-    "negative shape": (header({"a": TENSOR | {"shape": [-2]}}, bytes(8)), "cannot be"),
-    "shape of texts": (header({"a": TENSOR | {"shape": ["2"]}}, bytes(8)), "cannot be"),
-    "backwards": (header({"a": TENSOR | {"data_offsets": [8, 0]}}, bytes(8)), "cannot be"),
-    "shape and bytes disagree": (header({"a": TENSOR | {"shape": [3]}}, bytes(8)), "cannot be"),
-    "true for a number": (header({"a": TENSOR | {"shape": [True, 2]}}, bytes(8)), "cannot be"),
-    "truncated data": (header({"a": TENSOR}, bytes(4)), "cut short: "),
+    "nested without end": (header(b"[" * 200_000), "not JSON"),
+    "an endless number": (header(b'{"a": ' + b"9" * 10_000 + b"}"), "not JSON"),
+    "no UTF-8": (header(b'{"\xff\xfe": {}}'), "not JSON"),
+    "tensor is a number": (header({"a": 3}), "impossible entry"),
+    "negative shape": (header({"a": TENSOR | {"shape": [-2]}}, bytes(8)), "impossible entry"),
+    "shape of texts": (header({"a": TENSOR | {"shape": ["2"]}}, bytes(8)), "impossible entry"),
+    "backwards": (header({"a": TENSOR | {"data_offsets": [8, 0]}}, bytes(8)), "impossible entry"),
+    "shape and bytes disagree": (header({"a": TENSOR | {"shape": [3]}}, bytes(8)), "impossible entry"),
+    "true for a number": (header({"a": TENSOR | {"shape": [True, 2]}}, bytes(8)), "impossible entry"),
+    "truncated data": (header({"a": TENSOR}, bytes(4)), "truncated: "),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
-    "a web page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "cut short"),
+    "a web page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "truncated"),
 }
 
 

@@ -142,7 +142,7 @@ def test_a_diffusers_pipeline_is_chromas_network_and_nothing_else(models_dir: Pa
     parts = {"vae_path": "vae", "t5_path": "text_encoder"}
     given = section(models_dir) | {key: str(folder) for key in WEIGHTS}
     assert {problem.where: problem.text for problem in unfit_models(given)} == {
-        f"model.{key}": f"{folder} is a whole diffusers pipeline. Name its part: {folder / part}."
+        f"model.{key}": f"{folder} is a complete diffusers pipeline. Name its part: {folder / part}."
         for key, part in parts.items()
     }
     assert unfit_models(given | {key: str(folder / part) for key, part in parts.items()}) == []
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_a_problem_of_its_key(models_dir: Path):
     (models_dir / "ae.safetensors").write_bytes(b"short")
     (problem,) = unfit_models(section(models_dir))
     assert problem.where == "model.vae_path"
-    assert "cut short" in problem.text
+    assert "truncated" in problem.text
 
 
 def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):

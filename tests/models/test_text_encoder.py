@@ -197,7 +197,7 @@ def test_a_missing_or_wrong_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"neither spiece.model nor tokenizer.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match="not a whole sentencepiece model"):
+    with pytest.raises(WeightsError, match="not a complete sentencepiece model"):
         load_tokenizer(tmp_path)
 
 

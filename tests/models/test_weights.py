@@ -103,7 +103,7 @@ def test_a_file_that_was_cut_short_is_said_to_be(tmp_path: Path, suffix: str, ke
         save_weights(path, TENSORS, {})
     size = path.stat().st_size
     os.truncate(path, int(size * keep) if isinstance(keep, float) else keep)
-    with pytest.raises(WeightsError, match=rf"w{suffix}: not a whole weights file.*download it again"):
+    with pytest.raises(WeightsError, match=rf"w{suffix}: not a complete weights file.*download it again"):
         open_weights(path)
 
 

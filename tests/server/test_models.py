@@ -44,7 +44,7 @@ def test_models_are_listed_by_what_they_are(one_studio: Studio, models_dir: Path
     assert models["vae/ae.safetensors"]["architecture"] == "vae-flux"
     assert models["t5xxl/t5xxl_fp16.safetensors"]["precision"] == "F16"
     assert models["old.ckpt"]["kind"] == "pickle"
-    assert "cut short" in models["broken.safetensors"]["problem"]
+    assert "truncated" in models["broken.safetensors"]["problem"]
     lora = models["loras/fox.safetensors"]
     assert (lora["adapter"]["rank"], lora["adapter"]["base"], lora["adapter"]["naming"]) == (
         4,

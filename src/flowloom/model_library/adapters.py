@@ -40,11 +40,11 @@ class AdapterFacts:
     kind: Literal["lora", "dora", "lokr", "loha", "oft"]
     naming: Naming
     rank: int | None
-    """Of most layers; None where it has none, as of a whole LoKr."""
+    """Of most layers; None if it has none, such as a full LoKr."""
     max_rank: int | None
     """Of the layer with the highest one."""
     alpha: float | None
-    """None: not stated, and then it counts as the rank."""
+    """None: not stated; then it equals the rank."""
     base: str | None
     """An architecture or family; several joined by `-or-` where the layers fit all of them."""
     base_evidence: Evidence | None
@@ -52,7 +52,7 @@ class AdapterFacts:
     has_text_encoder: bool
 
 
-def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
+def read_adapter_facts(path: Path, header: Header) -> AdapterFacts | None:
     """Properties of the adapter at `path`; None if it is not one. At most one number is read: an alpha."""
     names = header.tensors
     kind = next((kind for kind, endings in _KINDS if any(name.endswith(endings) for name in names)), None)

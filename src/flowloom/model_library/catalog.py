@@ -1,7 +1,7 @@
 """Models that a configuration needs, and where their authors offer them.
 
-Addresses are of the Hugging Face hub. Sizes are for a person who decides; what a download is checked by is
-what the hub says when it is made.
+Addresses are of the Hugging Face hub. Sizes are approximate, for display; downloads
+are checked against the hub's data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Offer:
     """Bytes, about."""
     files: tuple[Offered, ...]
     sets: tuple[tuple[str, str], ...]
-    """Keys of a configuration, each with what of `save_as`, or of its folder, goes there."""
+    """Keys of a configuration, each with its value: a `save_as` or its folder."""
 
 
 def _chroma(id_: str, title: str, note: str, repo: str, name: str, architecture: str = "chroma") -> Offer:

@@ -1,4 +1,4 @@
-"""SHA-256 sums as downloads and the task `hash` leave them; they hold for a size and time of the file."""
+"""SHA-256 sums recorded by downloads and the task `hash`; each is valid for one size and time of the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recorded(path: Path, sha256: str) -> dict[str, Any]:
 
 
 def known_hashes(result_json: Path) -> dict[Mark | None, str]:
-    """The sums in a run's result.json; none where it has no such file, or another one."""
+    """The sums in a run's result.json; empty without one."""
     try:
         files = json.loads(result_json.read_bytes())["files"]
         return {(str(one["path"]), one["size"], one["mtime_ns"]): str(one["sha256"]) for one in files}

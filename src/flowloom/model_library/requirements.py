@@ -22,13 +22,13 @@ _T5_WIDTH = 4096
 
 @dataclass(frozen=True)
 class Need:
-    """A file that a configuration lacks."""
+    """A missing model file of a configuration."""
 
     path: str
     """The key: model.vae_path."""
     why: str
     here: list[Path]
-    """Files at hand that would do."""
+    """Files on this machine that fit."""
     offer: Offer
 
 
@@ -36,7 +36,7 @@ def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
     """Files below `roots` for each key of the model section, the tokenizers' folders included."""
     folders = walk(roots)
     models = find_in(folders)
-    # What was never trained comes last: the first one is what a form offers.
+    # Untrained models come last: a form offers the first one.
     models.sort(key=lambda one: one.is_untrained)
     found = {
         f"model.{key}": [one.path for one in models if _fits(architectures, one)]
@@ -69,7 +69,7 @@ def _fits(architectures: frozenset[str], model: FoundModel) -> bool:
 
 
 def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
-    """What in a model section names a file of another kind; what is not there is not looked at."""
+    """Problems of files of the wrong kind in a model section; missing files are not checked."""
     family, seen = _family(model), _seen(model)
     files = weight_files(family, model)
     problems = [Problem(f"model.{key}", why) for key, one in seen.items() if (why := _unfit(files[key], one))]
@@ -94,7 +94,7 @@ def weight_files(family: ModelFamily, model: Mapping[str, Any]) -> dict[str, Mod
 
 
 def unfit_base(path: Path) -> str | None:
-    """Why the file at `path` is not the network of any family; None if it is, or cannot be recognized."""
+    """The reason why the file at `path` is not the network of any family; None if it is, or is unknown."""
     return _unfit(detect(path).files[0], look(path))
 
 
@@ -105,13 +105,13 @@ def _seen(model: Mapping[str, Any]) -> dict[str, FoundModel]:
 
 
 def unfit_for(config: RunConfig) -> list[Problem]:
-    """`unfit_models` of the files that `config` needs: a cache may stand in for an encoder."""
+    """`unfit_models` of the files that `config` needs: a cache may replace an encoder."""
     unneeded = cached_files(config)
     return [one for one in unfit_models(config.model.model_dump()) if one.where not in unneeded]
 
 
 def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
-    """Pass where every model file of `config`, read from `source`, may be of the kind that it is named as.
+    """Check that every model file of `config`, read from `source`, is of the right kind or unknown.
 
     Raises:
         ConfigError: with everything that `unfit_for` finds.
@@ -122,7 +122,7 @@ def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
 
 
 def rounded_models(model: ModelSection) -> list[str]:
-    """What to know of weights in plain float8: they can be used, and are rounded."""
+    """Warnings about weights in plain float8, which are rounded."""
     return [
         f"model.{key}: {one.path.name} has float8 weights, which are rounded far more than bf16. Use the "
         "bf16 file of the same model for better results."
@@ -132,7 +132,7 @@ def rounded_models(model: ModelSection) -> list[str]:
 
 
 def untrained_models(config: RunConfig) -> list[str]:
-    """What to know of an adapter's base that was never trained: the adapter gets no gradient."""
+    """Warnings about an untrained base, whose adapter gets no gradient."""
     if config.method_kind not in ADAPTERS:
         return []
     return [
@@ -144,16 +144,16 @@ def untrained_models(config: RunConfig) -> list[str]:
 
 
 def unreadable(path: Path) -> str | None:
-    """Why no trainer reads the model at `path`: GGUF, scaled float8 ...; None where nothing is known."""
+    """The reason why no trainer reads the model at `path`, such as GGUF; None without one."""
     try:
         found = look(path)
         return None if found.kind == "damaged" else found.problem
-    except (OSError, ValueError):  # a text of any kind, such as the name of a model on the hub
+    except (OSError, ValueError):  # any text, such as the name of a model on the hub
         return None
 
 
 def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
-    """Why the file at `path` is no adapter for `family`; None if it is one, or cannot be recognized.
+    """The reason why the file at `path` is no adapter for `family`; None if it is one, or is unknown.
 
     Args:
         family: None for the default one.
@@ -174,7 +174,7 @@ def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
 
 
 def _unfit(file: ModelFile, model: FoundModel) -> str | None:
-    """Why `model` is not a `file`; None if it is, or cannot be recognized."""
+    """The reason why `model` is not a `file`; None if it is, or is unknown."""
     if model.problem:
         return model.problem
     if model.kind == "pipeline":
@@ -191,9 +191,9 @@ def _unfit_pipeline(file: ModelFile, folder: Path) -> str | None:
     if not part.is_dir():
         return f"{folder} is a diffusers folder without {part.name}: {file.title} goes here."
     unfit = _unfit(file, look(part))
-    if unfit or file.role == "network":  # the loader takes the network of a whole pipeline
+    if unfit or file.role == "network":  # the loader accepts a complete pipeline for the network
         return unfit
-    return f"{folder} is a whole diffusers pipeline. Name its part: {part}."
+    return f"{folder} is a complete diffusers pipeline. Name its part: {part}."
 
 
 def _at_odds(family: ModelFamily, seen: Mapping[str, FoundModel]) -> Iterator[Problem]:
@@ -202,17 +202,17 @@ def _at_odds(family: ModelFamily, seen: Mapping[str, FoundModel]) -> Iterator[Pr
         return
     if network.width != encoder.width:
         message = (
-            f"{encoder.path.name} gives {encoder.width} numbers a token, and {network.path.name} takes "
-            f"{network.width}. Take the T5 that belongs to it{', XXL' * (network.width == _T5_WIDTH)}."
+            f"{encoder.path.name} has {encoder.width} numbers per token, and {network.path.name} needs "
+            f"{network.width}. Use the T5 that belongs to it{', XXL' * (network.width == _T5_WIDTH)}."
         )
         yield Problem("model.t5_path", message)
 
 
 def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str] = ()) -> list[Need]:
-    """The model files that a configuration lacks, or names wrongly; for each what is here and what to get.
+    """Missing or wrong model files of a configuration, each with fitting files and a download.
 
     Args:
-        cached: keys of files that a cache may stand in for, see `cached_files`.
+        cached: keys of files that a cache may replace, see `cached_files`.
     """
     problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
     whys = {problem.where: problem.message for problem in reversed(problems)}
@@ -227,7 +227,7 @@ def _named(name: str, folders: Iterable[Folder]) -> list[Path]:
 
 
 def _is_t5s(config: Path) -> bool:
-    # Of the models that transformers has, only those of T5's kind speak of the width of a head so.
+    # Among transformers' models, only T5's kind calls the width of a head `d_kv`.
     return {"d_model", "d_kv"} <= read_small_json(config).keys()
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from flowloom.errors import WeightsError
-from flowloom.model_library.adapters import AdapterFacts, look_at_adapter
+from flowloom.model_library.adapters import AdapterFacts, read_adapter_facts
 from flowloom.model_library.untrained import is_untrained
 from flowloom.models.architectures import Kind
 from flowloom.models.family import families
@@ -24,14 +24,14 @@ SAFE = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 LISTED = (*SAFE, *PICKLES, GGUF)
 MAX_FILES = 5_000
-"""A folder with more files is no folder of models."""
+"""Folders with more files are skipped."""
 MAX_FOLDERS = 20_000
-"""So many folders of a root are looked into."""
+"""Maximum number of folders of a root."""
 Folder = tuple[Path, list[str]]
 _REMEMBERED = 8192
 
 _VERSION = re.compile(r"(?:^|[-_ .])v[-_]?(\d+(?:[._]\d+)*)(?=$|[-_ .a-zA-Z])", re.IGNORECASE)
-# In the order in which a name tells them.
+# In their order within a name.
 _VARIANTS = (
     "Base", "HD", "Flash", "Radiance", "x0", "detail-calibrated", "annealed", "fast", "large",
     "dev", "schnell", "krea", "kontext", "fill", "turbo", "lightning", "inpainting", "refiner", "pruned",
@@ -56,7 +56,7 @@ class ModelFile:
     version: str | None = None
     """48 of v48, from its name."""
     precision: str | None = None
-    """The format of most numbers."""
+    """The most frequent number format."""
     num_params: int | None = None
     width: int | None = None
     """See Found."""
@@ -66,7 +66,7 @@ class ModelFile:
     title: str | None = None
     """Its title in the file's metadata."""
     problem: str | None = None
-    """Why it cannot be used."""
+    """The reason why it cannot be used."""
     is_untrained: bool = False
     """Of a network: its last layer is all zeros, as before any training. A LoRA on it learns nothing."""
 
@@ -81,18 +81,18 @@ class ModelFile:
 
 
 def look(path: Path) -> ModelFile:
-    """The model at `path`: a file, a folder of weights, or an index of shards; damage becomes its problem.
+    """The model at `path`: a file, a folder of weights, or an index of shards; damage is its problem.
 
     Raises:
-        OSError: nothing is there.
+        OSError: it does not exist.
     """
     files = _files_of(path)
     stats = [file.stat() for file in files]
     if any(not stat.S_ISREG(one.st_mode) and not stat.S_ISDIR(one.st_mode) for one in stats):
-        # Opening a pipe would wait for whoever writes into it.
-        return ModelFile(path, 0, 0, "damaged", problem=f"{path} is no regular file.")
+        # Opening a pipe would block until another program writes to it.
+        return ModelFile(path, 0, 0, "damaged", problem=f"{path} is not a regular file.")
     mark = tuple((str(file), one.st_size, one.st_mtime_ns) for file, one in zip(files, stats, strict=True))
-    return _looked_at(str(path), mark)
+    return _read_model(str(path), mark)
 
 
 def find(roots: Iterable[Path]) -> list[ModelFile]:
@@ -121,7 +121,7 @@ def find_in(folders: Iterable[Folder]) -> list[ModelFile]:
             try:
                 found[path] = look(path)
             except OSError:
-                continue  # it went away while we looked, or leads nowhere
+                continue  # deleted in the meantime, or a broken link
     return [found[path] for path in sorted(found)]
 
 
@@ -146,7 +146,7 @@ def _shards_of(index: Path) -> list[str]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files that decide what is said of `path`."""
+    """The files that determine the properties of `path`."""
     if not path.is_dir():
         config = path.parent / "config.json"
         return (
@@ -163,8 +163,8 @@ def _files_of(path: Path) -> list[Path]:
 
 
 @lru_cache(_REMEMBERED)
-def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
-    """Read once for each size and time of its files."""
+def _read_model(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
+    """Cached by size and time of its files."""
     path, files = Path(name), [Path(file) for file, _, _ in mark]
     weights = [part for part in mark if part[0].endswith(LISTED)] or mark
     plain = ModelFile(
@@ -202,19 +202,19 @@ def _described(plain: ModelFile, header: Header) -> ModelFile:
     formats = Counter[str]()
     for place in header.tensors.values():
         formats[place.dtype] += place.numel
-    told = replace(
+    model = replace(
         plain,
         precision=formats.most_common(1)[0][0] if formats else None,
         num_params=formats.total(),
         title=header.metadata.get("modelspec.title"),
         problem=_unreadable(plain.path, header.tensors),
     )
-    adapter = look_at_adapter(plain.path, header)
+    adapter = read_adapter_facts(plain.path, header)
     if adapter:
         base = adapter.base if adapter.base in architectures() else None
-        return replace(told, kind="lora", adapter=adapter, family="LoRA", architecture=base)
+        return replace(model, kind="lora", adapter=adapter, family="LoRA", architecture=base)
     found = recognize({name: place.shape for name, place in header.tensors.items()})
-    return _named(told, found, header.tensors) if found else told
+    return _named(model, found, header.tensors) if found else model
 
 
 def _unreadable(path: Path, names: Iterable[str], kind: str = "") -> str | None:
@@ -222,16 +222,16 @@ def _unreadable(path: Path, names: Iterable[str], kind: str = "") -> str | None:
     return f"{path.name} {why}" if why else None
 
 
-def _named(told: ModelFile, found: Sequence[Found], names: Iterable[str]) -> ModelFile:
+def _named(model: ModelFile, found: Sequence[Found], names: Iterable[str]) -> ModelFile:
     architecture = found[0].architecture
     if architecture.startswith("vae"):
-        scaling = read_small_json(told.path.parent / "config.json").get("scaling_factor")
+        scaling = read_small_json(model.path.parent / "config.json").get("scaling_factor")
         architecture = vae_by_scaling(scaling) or architecture
     kind, family, _ = architectures()[architecture]
     is_checkpoint = kind == "network" and len(found) > 1
     return replace(
-        told,
-        problem=_unreadable(told.path, names, kind),
+        model,
+        problem=_unreadable(model.path, names, kind),
         kind="checkpoint" if is_checkpoint else kind,
         architecture=architecture,
         family=family,

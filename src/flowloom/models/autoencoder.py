@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHIFT, SCALE = 0.1159, 0.3611
 """FLUX: latents = (mean - SHIFT) * SCALE."""
 GROUPS = "norm_num_groups"
-"""Metadata key: groups of the group norms, the one size that no shape tells."""
+"""Metadata key: groups of the group norms, the only size that shapes do not show."""
 
 _PREFIXES = ("first_stage_model.", "vae.")
 _BFL, _DIFFUSERS = 0, 1
@@ -124,7 +124,7 @@ def _renamed(name: str, source: int, target: int, levels: int) -> str:
         if found:
             numbers = [int(number) for number in found.groups()]
             if pair[_BFL].startswith(".up."):
-                # One counts levels from the image, the other from the latents.
+                # BFL counts levels from the image, diffusers from the latents.
                 numbers[0] = levels - 1 - numbers[0]
             name = name.replace(found[0], pair[target].format(*numbers))
     return name

@@ -1,4 +1,4 @@
-"""Networks that caption images: transformers' BLIP, Florence-2, and chat models that see."""
+"""Networks that caption images: transformers' BLIP, Florence-2, and vision-language chat models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Question:
     max_tokens: int = 256
     beams: int = 1
     temperature: float = 0.0
-    """0: the most probable words; above: drawn."""
+    """0: the most probable words; above: sampled."""
 
 
 class Captioner:
@@ -76,7 +76,7 @@ class Captioner:
         return [" ".join(text.split()) for text in texts]
 
     def _room(self, inputs: Any) -> float:
-        """How many tokens may be written: BLIP and Florence-2 know so many positions and no more."""
+        """The maximum number of new tokens: BLIP and Florence-2 have a fixed number of positions."""
         if self.kind == "chat":
             return float("inf")
         used = inputs["input_ids"].shape[1] if self.kind == "blip" and "input_ids" in inputs else 1
@@ -86,7 +86,7 @@ class Captioner:
 def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Captioner:
     """The captioner in `folder`: config.json, model*.safetensors, the processor's files.
 
-    Code that lies beside them is never run, and pickles are never opened.
+    Code beside them is never run, and pickles are never opened.
 
     Raises:
         WeightsError: a file is missing or damaged, or transformers does not know the network.
@@ -105,7 +105,7 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **here
         )
     except (*_UNUSABLE, SafetensorError) as error:
-        raise WeightsError(f"{folder}: transformers cannot load it: {_told(error)}") from error
+        raise WeightsError(f"{folder}: transformers cannot load it: {_short_message(error)}") from error
     model, told = found
     if told["missing_keys"]:
         raise WeightsError(
@@ -123,8 +123,8 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
 def _check_folder(folder: Path) -> None:
     if not any(folder.glob("model*.safetensors")):
         raise WeightsError(
-            f"{folder}: there is no model.safetensors. Pickles are never opened: look for a "
-            "revision with safetensors on the hub, refs/pr/1 say."
+            f"{folder}: there is no model.safetensors. Pickles are never opened: search for a "
+            "revision with safetensors on the hub, such as refs/pr/1."
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -134,12 +134,12 @@ def _check_folder(folder: Path) -> None:
         raise WeightsError(f"{folder / 'config.json'}: not a model's configuration: it has no model_type.")
 
 
-def _told(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """The message of transformers without its long explanation."""
     text = str(error).strip()
     lacks_torchvision = importlib.util.find_spec("torchvision") is None
     if lacks_torchvision and ("video processor" in text or "torchvision" in text.lower()):
-        # Its processor for films is loaded for pictures, too.
+        # Its video processor is loaded for images too.
         return "this one needs torchvision. Install the version that belongs to this torch."
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
@@ -178,8 +178,8 @@ def _ask_chat(processor: Any, images: Pictures, question: Question) -> tuple[Any
 def _chat_text(processor: Any, question: Question) -> str:
     """The conversation about one image in the model's chat template.
 
-    Most templates take a message in parts, of which one is the image. Others know texts alone: the
-    picture's token goes into the text then, unless they put it there themselves.
+    Most templates take a message in parts, one of which is the image. Others take only text: then the
+    image's token is put into the text, unless they add it themselves.
     """
     parts = [{"type": "image"}, {"type": "text", "text": question.prompt}]
     with_picture, without = (_rendered(processor, question, content) for content in (parts, parts[1:]))
@@ -194,7 +194,7 @@ def _chat_text(processor: Any, question: Question) -> str:
 
 
 def _rendered(processor: Any, question: Question, content: Any) -> str | None:
-    """None where the template does not take such a message."""
+    """None if the template does not accept such a message."""
     from jinja2 import TemplateError
 
     before = question.system_prompt
@@ -213,4 +213,4 @@ _ASKED: dict[str, Callable[[Any, Pictures, Question], tuple[Any, int]]] = {
     "florence2": _ask_florence,
     "chat": _ask_chat,
 }
-"""Inputs of the network, and how many ids of its answer are the question's."""
+"""Inputs of the network, and the number of prompt ids at the start of its output."""

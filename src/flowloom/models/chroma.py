@@ -14,7 +14,7 @@ from flowloom.nn.chroma import Chroma, ChromaParams, params_from_shapes
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 # Buffers that FLOW saves beside the weights: a flag of x0 networks, and the numbers 0 to 343.
 _NO_WEIGHTS = ("__x0__", "mod_index")
-# What other files are known by, and what to say of them.
+# Marks of other files, and the message for each.
 _OTHERS = {
     "lora_": "an adapter. Name the base network here, and load the adapter on top of it",
     "lokr_": "an adapter. Name the base network here, and load the adapter on top of it",

@@ -29,12 +29,12 @@ _THEIRS_TO_OURS = {theirs: ours for ours, theirs in _OURS_TO_THEIRS.items()}
 
 
 def is_diffusers(names: Iterable[str]) -> bool:
-    """Whether `names` are diffusers'."""
+    """True if `names` are diffusers'."""
     return any(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in names)
 
 
 def sources(theirs: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Our names of what `theirs` make up, each with the names that its rows come from, in order."""
+    """Our names for `theirs`, each with the names that its rows come from, in order."""
     parts: dict[str, dict[int, str]] = {}
     counts: dict[str, int] = {}
     for name in theirs:
@@ -47,7 +47,7 @@ def sources(theirs: Iterable[str]) -> dict[str, tuple[str, ...]]:
             ours, part, count = _other(name, _THEIRS_TO_OURS), 0, 1
         parts.setdefault(ours, {})[part] = name
         counts[ours] = count
-    # A layer that lacks some of its rows is left out, and will be found missing.
+    # A layer with missing rows is left out, so that it is reported as missing.
     whole = {ours: found for ours, found in parts.items() if len(found) == counts[ours]}
     return {ours: tuple(found[part] for part in sorted(found)) for ours, found in whole.items()}
 
@@ -77,7 +77,7 @@ def _rows(num_parts: int, rows: int, width: int) -> list[int]:
 
 
 def _other(name: str, table: Mapping[str, str]) -> str:
-    """`name` by `table`; what stands in neither, such as the approximator's ends, is called alike."""
+    """`name` by `table`; names in neither, such as the approximator's ends, are equal."""
     number = re.search(r"\.(\d+)\.", name)
     if number is None:
         return name

@@ -53,7 +53,7 @@ def load_clip(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module
         raise WeightsError(f"{path}: not CLIP's text encoder: it has no {error.args[0]}.") from error
     with torch.device("meta"):
         model = CLIPTextModel(config)
-    # transformers has both spellings, by version.
+    # Versions of transformers differ in the spelling.
     if next(iter(model.state_dict())).startswith("text_model."):
         weights = weights.gathered({f"text_model.{name}": (name,) for name in weights})
     positions = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -81,7 +81,7 @@ def _clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of config.json shapes do not show; of another model's, nothing."""
+    """Settings of config.json that shapes do not show; empty for another model's."""
     if settings.get("model_type") != "clip_text_model":
         return {}
     keys = (

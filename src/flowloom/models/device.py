@@ -11,7 +11,7 @@ def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
     """The device that `key` of the configuration names; `auto` is CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: there is no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
@@ -23,12 +23,12 @@ def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
 
 
 def encoder_dtype(device: torch.device) -> torch.dtype:
-    """The number format that the VAE and T5 compute in on `device`."""
+    """The number format of the encoders on `device`."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`; CUDA, given pinned memory, takes it without a wait for what it computes."""
+    """`tensor` on `device`; from pinned memory, CUDA copies without waiting for its computation."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

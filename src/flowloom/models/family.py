@@ -64,12 +64,12 @@ class ModelFile:
     key: str
     """Without "model.": vae_path."""
     title: str
-    """What goes there, for a message."""
+    """Its description for a message."""
     role: Literal["network", "latents", "text"]
     subfolder: str
-    """Where a diffusers folder has it."""
+    """Its place in a diffusers folder."""
     architectures: frozenset[str] = frozenset()
-    """Kinds of weights that fit, see models/architectures.py; empty for what has no weights."""
+    """Kinds of weights that fit, see models/architectures.py; empty for files without weights."""
 
 
 class Flops(NamedTuple):
@@ -99,7 +99,7 @@ class Flops(NamedTuple):
 
 
 class Sizes(Protocol):
-    """Sizes of a network, read from names and shapes; families have more of their own."""
+    """Sizes of a network, read from names and shapes; families add others."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -137,7 +137,7 @@ class Conditioner(Protocol):
 
 @dataclass(frozen=True)
 class FamilyDefaults:
-    """Values of a family where a configuration says nothing."""
+    """A family's values for keys that are not set."""
 
     guidance: float = 0.0
     """Distilled guidance of previews and samples, in place of 0."""
@@ -165,7 +165,7 @@ class ModelFamily(Protocol):
     pipelines: frozenset[str]
     """Class names of diffusers' pipelines."""
     files: tuple[ModelFile, ...]
-    """What a configuration names, the network first."""
+    """The files that a configuration names, the network first."""
     conditioning: Mapping[str, str]
     """The tensors of a caption, each with its record kind in the cache."""
     factor: int
@@ -208,11 +208,11 @@ class ModelFamily(Protocol):
         ...
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
-        """The files that decide what a caption is encoded to, and the settings that do."""
+        """The files and the settings that determine the encoding of a caption."""
         ...
 
     def text_length(self, num_tokens: int, max_length: int) -> int:
-        """Text tokens that the network sees of a caption of `num_tokens` tokens."""
+        """Text tokens that the network receives for a caption of `num_tokens` tokens."""
         ...
 
     def pack(self, latents: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a safetensors file says before its tensors: their names, shapes and formats. No tensor is read.
+"""Headers of safetensors files: names, shapes and formats of tensors, without reading one.
 
-A header is 8 bytes with its length, then JSON. Whoever wrote the file is not trusted: every length is checked
-before it is used, and what is wrong becomes one sentence.
+A header is 8 bytes with its length, then JSON. The file is not trusted: every length is checked
+before it is used, and a fault becomes one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowloom.files import parsed
 MAX_HEADER = 2**25
 """Bytes of JSON; those of released models have less than 2 MiB."""
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-"""Bytes of a number; what is not here has one, or less."""
+"""Bytes per number; formats not listed have one byte or less."""
 INDEX = ".index.json"
 
 _LFS = b"version https://git-lfs"
@@ -27,7 +27,7 @@ _NARROW = {"F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"}
 
 
 class Place(NamedTuple):
-    """A tensor that is not read."""
+    """A tensor in a file."""
 
     dtype: str
     """As the format spells it: BF16, F8_E4M3 ..."""
@@ -38,13 +38,13 @@ class Place(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Header:
-    """All that stands before the tensors."""
+    """The tensors' descriptions and the metadata."""
 
     tensors: dict[str, Place]
     metadata: dict[str, str]
@@ -54,7 +54,7 @@ def read_header(path: Path) -> Header:
     """The header of the file at `path`.
 
     Raises:
-        WeightsError: it is no whole safetensors file; the message says why.
+        WeightsError: it is not a complete safetensors file; the message says why.
     """
     try:
         size = path.stat().st_size
@@ -69,15 +69,15 @@ def read_header(path: Path) -> Header:
     try:
         content = parsed(text)
     except ValueError:
-        raise WeightsError(f"{path}: its header is no JSON. {_AGAIN}") from None
+        raise WeightsError(f"{path}: its header is not JSON. {_AGAIN}") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: its header names no tensors. {_AGAIN}")
-    told = content.pop("__metadata__", None)
-    metadata = told if isinstance(told, dict) else {}
+    given = content.pop("__metadata__", None)
+    metadata = given if isinstance(given, dict) else {}
     tensors = {name: _place(path, name, entry, 8 + length) for name, entry in content.items()}
     end = max((place.end for place in tensors.values()), default=0)
     if end > size:
-        raise WeightsError(f"{path}: cut short: {size:,} of {end:,} bytes are here. {_AGAIN}")
+        raise WeightsError(f"{path}: truncated: it has {size:,} of {end:,} bytes. {_AGAIN}")
     return Header(tensors, {str(name): str(text) for name, text in metadata.items()})
 
 
@@ -88,7 +88,7 @@ def _check_length(path: Path, head: bytes, size: int, length: int) -> None:
     if head.startswith(_LFS):
         raise WeightsError(f"{path}: a Git LFS pointer, not the weights. Fetch them: git lfs pull")
     if size < 8 or length > size - 8:
-        raise WeightsError(f"{path}: cut short, or no safetensors file ({size:,} bytes). {_AGAIN}")
+        raise WeightsError(f"{path}: truncated, or not a safetensors file ({size:,} bytes). {_AGAIN}")
     if length > MAX_HEADER:
         raise WeightsError(f"{path}: its header claims {length:,} bytes, more than any model's. {_AGAIN}")
 
@@ -101,11 +101,11 @@ def _place(path: Path, name: str, entry: Any, data_begins: int) -> Place:
             return place
     except (KeyError, TypeError, ValueError):
         pass
-    raise WeightsError(f"{path}: what its header says of {name[:100]!r} cannot be. {_AGAIN}")
+    raise WeightsError(f"{path}: its header has an impossible entry for {name[:100]!r}. {_AGAIN}")
 
 
 def _fits(place: Place) -> bool:
-    """Whether sizes are whole numbers, and make up the bytes that the tensor has."""
+    """True if sizes are whole numbers and agree with the tensor's bytes."""
     sizes = (*place.shape, place.begin, place.end)
     if len(place.shape) > 16 or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
         return False
@@ -134,7 +134,7 @@ def read_shards(index: Path) -> tuple[Header, list[Path]]:
 
 def _shard_names(content: Any) -> list[str]:
     names: Iterable[str] = sorted(set(content["weight_map"].values()))
-    # A name with a folder in it leads elsewhere: it is none of an index's own.
+    # A name with a folder in it is not a file of this index.
     if any(Path(name).name != name or not name.endswith((".safetensors", ".sft")) for name in names):
         raise ValueError(names)
     return list(names)
@@ -146,7 +146,7 @@ def _text(path: Path) -> bytes:
 
 
 def read_small_json(path: Path, limit: int = 2**20) -> dict[str, Any]:
-    """The object in a small JSON file beside weights, such as config.json; of anything else, nothing."""
+    """The object in a small JSON file beside weights, such as config.json; empty for anything else."""
     try:
         if path.stat().st_size > limit:
             return {}

@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits a weight, to train an adapter on."""
+"""A frozen base in 8 or 4 bits per weight, to train an adapter on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FLOAT8_MAX = 448.0
 
 
 def quantize_base(model: nn.Module, level: Level) -> None:
-    """Hold the weights of the blocks' linear layers in fewer bits, in place; the arithmetic keeps its dtype.
+    """Quantize the weights of the blocks' linear layers in place; the arithmetic keeps its dtype.
 
     The blocks have 98% of the weights; the layers before and after them are small and sensitive.
 
-    8bit: float8_e4m3 with one float32 scale a row. 4bit: nf4 in blocks of 64 with quantised scales
+    8bit: float8_e4m3 with one float32 scale per row. 4bit: nf4 in blocks of 64 with quantized scales
     (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes.
 
     Raises:
@@ -45,8 +45,8 @@ def quantized_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 class Float8Linear(nn.Linear):
     """A frozen linear layer with its weight in float8: (..., in) -> (..., out).
 
-    Each row is scaled to fill float8's range: as they are, most weights of a network would fall among
-    the numbers below 2^-6, where float8 has hardly any digits.
+    Each row is scaled to fill float8's range: without a scale, most weights of a network would be
+    below 2^-6, where float8 has hardly any digits.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -75,7 +75,7 @@ class Float8Linear(nn.Linear):
 
 
 class _Float8Product(torch.autograd.Function):
-    """x (codes * scale)^T; what is kept for the backward pass is the codes, not the wide weight."""
+    """x (codes * scale)^T; the codes are kept for the backward pass, not the wide weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _to_nf4(device: torch.device) -> Any:
         )
         make: Any = Params4bit  # declared without its own arguments
         weight = make(linear.weight.detach(), requires_grad=False, quant_type="nf4", module=narrow)
-        narrow.weight = weight.to(device)  # this is what quantises it
+        narrow.weight = weight.to(device)  # this quantizes it
         narrow.bias = linear.bias
         return narrow
 
@@ -121,5 +121,5 @@ def _to_nf4(device: torch.device) -> Any:
 
 
 def _cannot(reason: str) -> ConfigError:
-    message = f"{reason}. Or use 8bit, which needs nothing else."
+    message = f"{reason}. Or use 8bit, which needs no package."
     return ConfigError("the configuration", [Problem("lora.base_model_quant_level", message)])

@@ -1,4 +1,4 @@
-"""The T5 encoder: transformers' network behind local files, and captions trimmed to what is seen of them."""
+"""The T5 encoder: transformers' network from local files, and captions trimmed to their visible states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_PARTS = ("decoder.", "lm_head.")
 
 
 class TextEncoder:
-    """Captions to encoder states, each as it is alone at full length: padding is never attended to."""
+    """Captions to encoder states, each equal to that of the caption alone: padding is never attended to."""
 
     def __init__(self, encoder: nn.Module, tokenize: Tokenize, device: torch.device):
         self.encoder = encoder.eval().requires_grad_(False)
@@ -34,14 +34,14 @@ class TextEncoder:
         self._tokenize = tokenize
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """How many tokens each caption has, the end of the text included, before it is cut to a length."""
+        """The number of tokens of each caption, the end of the text included, before truncation."""
         return [len(self._tokenize(caption)) + 1 for caption in captions]
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True) -> list[Tensor]:
         """The states (T_i, C) of each caption: its tokens, end included, and one padding token if it fits.
 
-        Chroma attends to just these. A caption of more than `max_length` tokens loses its last ones.
+        Chroma attends to just these. Captions are truncated to `max_length` tokens.
 
         Args:
             is_trimmed: False keeps the states of padding up to the longest caption, for FLOW's mask.
@@ -60,7 +60,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode_padded(self, captions: Sequence[str], max_length: int) -> Tensor:
-        """States (B, max_length, C) of captions padded to that length and attended to as a whole."""
+        """States (B, max_length, C) of captions padded to that length; padding is attended to."""
         ids = torch.full((len(captions), max_length), PAD)
         for i, caption in enumerate(captions):
             row = [*self._tokenize(caption)[: max_length - 1], EOS]
@@ -106,14 +106,14 @@ class StatesOnly:
 
 
 def t5_files(model: ModelSettings) -> list[Path]:
-    """T5's weights, sizes and tokenizer; the last two are beside the first if nothing else is named."""
+    """T5's weights, sizes and tokenizer; the last two are beside the first unless they are named."""
     t5 = Path(model.t5_path)
     config_path = Path(model.t5_config_path) if model.t5_config_path else t5 / "config.json"
     return [t5, config_path, Path(model.t5_tokenizer_path) if model.t5_tokenizer_path else t5]
 
 
 def load_t5(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """The T5 encoder that `model` names; without numbers on the meta device.
+    """The T5 encoder that `model` names; without data on the meta device.
 
     Raises:
         WeightsError: see load_text_encoder.
@@ -144,7 +144,7 @@ def load_text_encoder(
         to_8bit: keep the linear layers in float8, in half the memory of bfloat16.
 
     Raises:
-        WeightsError: a file is missing, damaged, or does not fit the others.
+        WeightsError: a file is missing, damaged, or does not match the others.
     """
     tokenize, num_pieces = load_tokenizer(t5_tokenizer_path)
     config = _read_config(Path(t5_config_path))
@@ -168,7 +168,7 @@ def load_text_encoder(
 def _encoder_weights(weights: Weights) -> Weights:
     weights = weights.below(*_PREFIXES)
     names = {name.removeprefix("encoder."): (name,) for name in weights if not name.startswith(_OTHER_PARTS)}
-    # The embedding has two names, and files have either or both.
+    # The embedding has two names; files have either or both.
     shared = names.pop("shared.weight", None)
     return weights.gathered(names | ({"embed_tokens.weight": shared} if shared else {}))
 

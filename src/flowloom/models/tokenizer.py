@@ -1,4 +1,4 @@
-"""T5's tokenizer, without T5: what counts tokens needs no network, and no torch."""
+"""T5's tokenizer; it needs neither the network nor torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _from_sentencepiece(path: Path) -> tuple[Tokenize, int]:
     try:
         processor = SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as error:
-        raise WeightsError(f"{path}: not a whole sentencepiece model. Download it again.") from error
+        raise WeightsError(f"{path}: not a complete sentencepiece model. Download it again.") from error
     _check_ids(path, processor.piece_to_id("<pad>"), processor.piece_to_id("</s>"))
     return lambda caption: processor.encode(_clean(caption)), processor.vocab_size()
 
@@ -68,5 +68,5 @@ def _check_ids(path: Path, pad: int | None, eos: int | None) -> None:
 
 
 def _clean(caption: str) -> str:
-    # Half of a surrogate pair, which JSON can spell, is no text that a tokenizer takes.
+    # Tokenizers reject half of a surrogate pair, which JSON can spell.
     return caption.encode("utf-8", "replace").decode()

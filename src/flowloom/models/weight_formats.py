@@ -16,10 +16,10 @@ _MARKER = "scaled_fp8"
 _SCALED = (
     ("4-bit weights of bitsandbytes", (".absmax", ".quant_map", "bitsandbytes__nf4", "bitsandbytes__fp4")),
     ("8-bit weights of bitsandbytes", (".SCB",)),
-    ("weights quantised by GPTQ, AWQ or SVDQuant", (".qweight", ".wscales")),
-    ("weights quantised by quanto", (".weight._data", ".weight._scale")),
+    ("weights quantized by GPTQ, AWQ or SVDQuant", (".qweight", ".wscales")),
+    ("weights quantized by quanto", (".weight._data", ".weight._scale")),
     ("scaled float8 weights", (".scale_weight", ".weight_scale", ".weight_scale_inv", f".{_MARKER}")),
-    ("weights quantised by ComfyUI", (".weight_scale_2", ".comfy_quant")),
+    ("weights quantized by ComfyUI", (".weight_scale_2", ".comfy_quant")),
 )
 """Its name, and the suffixes of its tensors."""
 _INSTEAD = "Use the bf16 or fp16 .safetensors file of the same model"
@@ -27,14 +27,14 @@ _SMALL = {
     "network": ", with lora.base_model_quant_level 8bit or 4bit to save memory",
     "text-encoder": ", with model.t5_to_8bit to save memory",
 }
-"""By the library's kinds: what saves as much memory here."""
+"""Settings that save as much memory, by kind of model."""
 
 
 def why_unreadable(names: Iterable[str], kind: str = "") -> str | None:
-    """What to say after the name of a file whose tensors have these `names`; None where nothing is wrong.
+    """The message after the name of a file whose tensors have these `names`; None without a fault.
 
     Args:
-        kind: network, text-encoder ... where that is known: then there is a hint how to save memory.
+        kind: network, text-encoder ... if known: adds a hint on saving memory.
     """
     ends = {f".{name}" if name == _MARKER else name for name in names}
     for what, marks in _SCALED:
@@ -56,6 +56,6 @@ def why_gguf(path: Path, kind: str = "") -> str | None:
     if begins != _GGUF_BEGINS and path.suffix != GGUF:
         return None
     return (
-        "is a GGUF file, whose weights are quantised to generate images; no trainer here reads "
+        "is a GGUF file, whose weights are quantized to generate images; no trainer here reads "
         f"it. {_INSTEAD}{_SMALL.get(kind, '')}."
     )

@@ -1,4 +1,4 @@
-"""Weights on disk: opened lazily by mmap, put onto a module tensor by tensor, written whole or not at all."""
+"""Weights on disk: opened lazily by mmap, assigned to a module tensor by tensor, written atomically."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Entry(NamedTuple):
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a file or a folder by name; each is read when it is asked for, and not kept.
+    """The tensors of a file or a folder by name; each is read on access and not kept.
 
-    What comes out is a view of the file: clone what must outlive changes to it.
+    Tensors are views of the file: clone those that must outlive changes to it.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]):
@@ -87,7 +87,7 @@ class Weights(Mapping[str, Tensor]):
         return {name: entry.dtype for name, entry in self._entries.items()}
 
     def below(self, *prefixes: str) -> Weights:
-        """What stands below the first of `prefixes` that is in use, without it; everything if none is."""
+        """The tensors under the first of `prefixes` in use, without the prefix; all if none is."""
         for prefix in prefixes:
             inside = {name.removeprefix(prefix): (name,) for name in self if name.startswith(prefix)}
             if inside:
@@ -97,7 +97,7 @@ class Weights(Mapping[str, Tensor]):
     def gathered(self, names: Mapping[str, tuple[str, ...]]) -> Weights:
         """The same tensors under new names: `names[new]` are the old ones, joined along their rows.
 
-        Old names that stand nowhere are left out.
+        Missing old names are left out.
         """
         entries = {new: self._joined(olds) for new, olds in names.items()}
         return Weights(self.path, entries, self.metadata)
@@ -132,7 +132,7 @@ def open_weights(path: Path) -> Weights:
     """The tensors at `path`: a file, a folder of files, or the index of shards.
 
     `.safetensors` and `.sft` are read by mmap. `.pth`, `.pt`, `.ckpt` and `.bin` are pickles: also by mmap,
-    and only ever as weights, never as code.
+    as weights only, never as code.
 
     Raises:
         WeightsError: nothing is there, a file is damaged, holds more than weights, or numbers that only
@@ -177,7 +177,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files beside `index` that it names, in order, there or not.
+    """The files beside `index` that it names, in order, existing or not.
 
     Raises:
         WeightsError: it is no index of shards.
@@ -221,7 +221,7 @@ def _open_safe(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _read_safe(path: Path, name: str) -> Tensor:
-    # Opened anew for each tensor (0.1 ms): pages of the file leave memory together with the tensor.
+    # Opened again for each tensor (0.1 ms): pages of the file leave memory together with the tensor.
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
 
@@ -246,8 +246,8 @@ def _damaged(path: Path, error: Exception) -> str:
         if file.read(24).startswith(b"version https://git-lfs"):
             return f"{path}: a Git LFS pointer, not the weights. Fetch them: git lfs pull"
     return (
-        f"{path}: not a whole weights file ({size_mib:.1f} MiB; {error}). It may be cut short or of another "
-        "format: compare its size with the original and download it again."
+        f"{path}: not a complete weights file ({size_mib:.1f} MiB; {error}). It may be truncated or in "
+        "another format: compare its size with the original and download it again."
     )
 
 
@@ -335,7 +335,7 @@ def assign_weights(
 
 
 def place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy of `tensor` on `device`, in `dtype` if it holds real numbers: no view of the file it is from."""
+    """A copy of `tensor` on `device`, in `dtype` if it is floating-point; never a view of its file."""
     wanted = dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.to(device, wanted, copy=True).contiguous()
 
@@ -376,7 +376,7 @@ def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
-    """Number format, shape and bytes of each; of weights on disk nothing is read for it."""
+    """Number format, shape and bytes of each, without reading weights on disk."""
     if isinstance(tensors, Weights):
         told = ((name, tensors.dtypes[name], shape) for name, shape in tensors.shapes.items())
     else:

@@ -158,7 +158,7 @@ BAD_FILES = {
         "selected_tags.csv:2",
     ),
     "another category": ("selected_tags.csv", b"tag_id,name,category,count\n1,x,7,3\n", "category 0, 4 or 9"),
-    "no tag": ("selected_tags.csv", b"tag_id,name,category,count\n", "names no tag"),
+    "no tag": ("selected_tags.csv", b"tag_id,name,category,count\n", "has no tags"),
     "no text": ("selected_tags.csv", b"\xff\xfe\x00", "not readable"),
     "another model's": ("selected_tags.csv", b"tag_id,name,category,count\n1,x,0,3\n", "names 1 tags"),
 }

@@ -7,7 +7,7 @@ and LyCORIS's (LoKr, Yeh et al. 2023, arXiv:2309.14859). With W (out, in) the ba
     DoRA   m (W + s B A) / |W + s B A|            dora_scale = m (out,), norms over each row
     LoKr   W + s w1 ⊗ (w2_a w2_b)                 lokr_w1 (a, c), lokr_w2_a (b, rank), lokr_w2_b (rank, d)
 
-where LoKr keeps the second factor whole (lokr_w2, and s = 1) when the rank would not make it smaller.
+where LoKr keeps a full second factor (lokr_w2, and s = 1) when the rank would not make it smaller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kind = Literal["lora", "dora", "lokr"]
 
 
 class Site(NamedTuple):
-    """How one linear layer is adapted."""
+    """The adapter of one linear layer."""
 
     rank: int
     alpha: float
@@ -63,7 +63,7 @@ class Adapter:
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over every trained tensor.
+        """Load every trained tensor.
 
         Raises:
             WeightsError: `state` is of another adapter.
@@ -85,7 +85,7 @@ class Adapter:
 
     @contextmanager
     def disabled(self) -> Generator[None]:
-        """Inside, the network computes what the base alone does, exactly."""
+        """Within it, the network computes exactly as the base alone."""
         self._switch(False)
         try:
             yield
@@ -122,12 +122,12 @@ def attach(
     target_layers: Sequence[str],
     lokr_factor: int = -1,
 ) -> Adapter:
-    """Adapt every linear layer whose dotted name contains one of `target_layers`; freeze all the rest.
+    """Adapt every linear layer whose dotted name contains one of `target_layers`; freeze all others.
 
-    A layer is known by its name in the network, and by that in the checkpoint where they differ.
+    Names are those in the network, and those in the checkpoint if they differ.
 
-    The network computes what it did before until the adapter is trained. The first weights follow from
-    torch's seed alone, whatever the device or the base's dtype.
+    The network's output does not change until the adapter is trained. The initial weights depend only on
+    torch's seed, not on the device or the base's dtype.
 
     Raises:
         ConfigError: no layer's name contains a target, or a package is missing.
@@ -152,7 +152,7 @@ def attach(
 
 
 def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata: dict[str, Any]) -> Adapter:
-    """Adapt exactly the layers that `sites` names, beside adapters they may have; freeze all the rest.
+    """Adapt exactly the layers that `sites` names, in addition to existing adapters; freeze all others.
 
     Raises:
         ConfigError: a package is missing.
@@ -165,7 +165,7 @@ def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata:
             outer: Any = model.get_submodule(name)
             *holders, inner = _nested(outer)
             layers[name] = layer = make(inner, site)
-            # DoRA is about the base's own rows, so it stays next to them; the others add to all there is.
+            # DoRA scales the base's rows, so it stays next to the base; the others are added on the outside.
             if kind == "dora" and holders:
                 holders[-1].base_layer = layer
             else:
@@ -175,13 +175,13 @@ def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata:
 
 
 def _nested(layer: Any) -> list[Any]:
-    """An adapted layer and all that are inside of it, the base last."""
+    """An adapted layer and all layers inside it, the base last."""
     return [layer, *_nested(layer.base_layer)] if hasattr(layer, "base_layer") else [layer]
 
 
 @contextmanager
 def _own_stream() -> Generator[None]:
-    """Inside, torch's CPU stream starts from its seed; afterwards it is where it was."""
+    """Within it, torch's CPU stream starts from its seed; afterwards it is restored."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(torch.initial_seed())
     try:
@@ -199,7 +199,7 @@ def _make_lora(linear: nn.Linear, site: Site, use_dora: bool) -> Any:
             from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise _missing("peft", error) from error
-    alpha: Any = site.alpha  # declared an int, and may be any number
+    alpha: Any = site.alpha  # declared as int, but may be any number
     config = LoraConfig(r=site.rank, lora_alpha=alpha, use_dora=use_dora, target_modules=["linear"])
     holder: Any = inject_adapter_in_model(config, nn.ModuleDict({"linear": linear}), _NAME)
     layer = holder["linear"]
@@ -224,7 +224,7 @@ def _make_lokr(linear: nn.Linear, site: Site) -> LokrLinear:
         with quiet_imports():  # LyCORIS also reports every layer whose second factor stays whole
             from lycoris.modules.lokr import LokrModule
 
-            alpha: Any = site.alpha  # declared an int, and may be any number
+            alpha: Any = site.alpha  # declared as int, but may be any number
             lokr = LokrModule(
                 "", linear, lora_dim=site.rank, alpha=alpha, factor=site.lokr_factor, bypass_mode=True
             )

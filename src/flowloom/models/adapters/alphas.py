@@ -19,7 +19,7 @@ PEFT_METADATA = "lora_adapter_metadata"
 """Metadata key of diffusers: peft's configuration as JSON, each key behind the name of a part."""
 
 StatedAlpha = Callable[[str, int], float | None]
-"""Alpha by the file's name of a layer and its rank; None: nothing is said."""
+"""Alpha by the file's name of a layer and its rank; None if not stated."""
 
 
 def stated_alphas(weights: Weights, notes: list[str]) -> StatedAlpha:

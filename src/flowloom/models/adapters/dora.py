@@ -5,8 +5,8 @@ With W (out, in) the base, S = W + s B A and norms over rows:
     peft, LyCORIS    W' = m S / |S|      what is trained here, and kept in a run
     ComfyUI, Forge   W' = m S / |W|      they divide by the norms of the base
 
-A file for ComfyUI therefore has m |W| / |S| in place of m. Both norms change from row to row, and it takes
-the base to get from one to the other.
+A file for ComfyUI therefore has m |W| / |S| in place of m. Both norms change from row to row, and the base is
+needed to convert one into the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BaseWeight = Callable[[str], Tensor]
 """The base's weight (out, in) of a layer, by its name."""
 
 _EPS = torch.finfo(torch.float32).eps
-"""ComfyUI adds this to the norms; with it, rows of zeros come out right as well."""
+"""ComfyUI adds this to the norms; it makes rows of zeros correct too."""
 
 
 def with_scale_over_base(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
@@ -50,8 +50,8 @@ def _converted(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
         return layer
     if base is None:
         raise WeightsError(
-            "ComfyUI reads the scales of a DoRA by another rule than peft, LyCORIS and diffusers, and it "
-            "takes the base model to convert them. Name the base model that this DoRA was trained on."
+            "ComfyUI reads the scales of a DoRA by another rule than peft, LyCORIS and diffusers. The "
+            "conversion needs the base model. Name the base model that this DoRA was trained on."
         )
     weight = base(name).float()
     if weight.shape != layer.shape:
@@ -59,7 +59,7 @@ def _converted(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
     scale = layer.tensors["dora_scale"]
     of_base = weight.norm(dim=1) + _EPS
     of_sum = (weight + delta(layer, weight.device)).norm(dim=1)
-    # A row of zeros stays one, whatever it is multiplied with.
+    # A row of zeros stays zero under any scale.
     ratio = torch.where(of_sum > 0, of_base / of_sum, 1.0).to(scale.device)
     converted = scale / ratio if layer.is_over_base else scale * ratio
     return replace(

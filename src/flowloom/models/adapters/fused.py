@@ -13,7 +13,7 @@ from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import SUFFIXES
 
 MLP_RATIO = 4
-"""Of every Chroma: what a file that leaves out `proj_mlp` does not say."""
+"""MLP ratio of every Chroma, for files without `proj_mlp`."""
 
 
 @dataclass
@@ -99,7 +99,8 @@ def _row_sizes(num_parts: int, rows: int, width: int) -> list[int]:
 def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
     """The one layer `name` that `parts`, in order of rows, are cut from; None is a part that is not adapted.
 
-    Parts that share A keep it, and the rank. Others get the sum of their ranks, each its own columns of B.
+    Parts that share A keep it and the rank. Others get the sum of their ranks, each with separate columns
+    of B.
 
     Raises:
         WeightsError: parts are of several kinds, a DoRA leaves parts out, so that their row norms are not
@@ -145,7 +146,7 @@ def _small_lora(name: str, part: Layer) -> Layer:
     if lora.rank * (rows + columns) >= rows * columns:
         raise WeightsError(
             f"{name}: this LoKr adapts parts of it apart (to_q, to_k ...), and its factors are too large to "
-            "be put together. Use a LoKr on the checkpoint's own layers, or one of a smaller linear_dim"
+            "be joined. Use a LoKr on the checkpoint's own layers, or one of a smaller linear_dim"
         )
     return lora
 

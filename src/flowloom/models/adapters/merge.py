@@ -28,13 +28,13 @@ def merge(
 ) -> list[str]:
     """Write the base's weights with the adapter in them, by the checkpoint's names, in `dtype`.
 
-    `dtype` None keeps the base's, but for float8: there an adapter would be rounded away, so it is bfloat16.
+    `dtype` None keeps the base's, except that float8, which would round the adapter away, becomes bfloat16.
 
-    One tensor is in memory at a time; sums are made in float32. `on_tensor` is told how many of how many
-    are made.
+    One tensor is in memory at a time; sums are made in float32. `on_tensor` is called with the
+    number done and the total.
 
     Returns:
-        what the user should know of the adapter that was read.
+        notes for the user on the adapter.
 
     Raises:
         WeightsError: the adapter adapts layers that the base does not have, or of other sizes.

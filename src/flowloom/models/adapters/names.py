@@ -39,10 +39,10 @@ SUFFIXES = {
     "lora_magnitude_vector.default": "dora_scale",
     "lora_magnitude_vector.default.weight": "dora_scale",
 } | {f"lokr_{factor}": f"lokr_{factor}" for factor in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}
-"""How files end a tensor's name, and how we do."""
+"""Suffixes of tensors in files, and ours."""
 _LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 OTHER_KINDS = {"hada_": "LoHa", "oft_": "OFT", "lokr_t2": "LoKr of convolutions", "on_input": "(IA)^3"}
-"""What the tensors of adapters that we do not read are called by, and the adapter's name."""
+"""Marks of adapters that cannot be read, and their names."""
 
 FLOW_SUFFIXES = (".lora.lora_A", ".lora.lora_B")
 """FLOW's own endings."""
@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 
 class LoraNames:
-    """How one family's linear layers are called in files.
+    """Names of one family's linear layers in files.
 
     Args:
         stacks: the blocks, each layer with diffusers' names in the order of its rows.
@@ -92,7 +92,7 @@ class LoraNames:
         self.title, self.spec, self.implementation = title, spec, implementation
         self.has_diffusers_layers = has_diffusers_layers
         self.comfy_prefix = DIFFUSERS_PREFIX if has_diffusers_layers else COMFY_PREFIX
-        """ComfyUI reads FLUX's layers by diffusers' names as well, so that none need be joined."""
+        """ComfyUI reads FLUX's layers by diffusers' names as well, so no layers need to be joined."""
 
     def place_of(self, name: str) -> Place | None:
         """Where the tensor `name` of an adapter's file belongs; None if the family has no such layer."""

@@ -138,7 +138,7 @@ def _put(layer: Layer, place: Place, tensor: Tensor) -> None:
     if place.suffix == "alpha":
         if tensor.numel() != 1:
             raise WeightsError(f"alpha of {place.spelled} is not one number")
-        # As sd-scripts and LyCORIS take it: 0 means that none was chosen.
+        # As in sd-scripts and LyCORIS, 0 means not set.
         layer.alpha = float(tensor) or None
         return
     if place.suffix == "dora_scale":
@@ -187,7 +187,7 @@ def _metadata_of(layers: Mapping[str, Layer]) -> dict[str, Any]:
 
 
 def _site_of(layer: Layer) -> tuple[int, float]:
-    if not layer.rank:  # a LoKr of two whole factors: any rank that equals alpha says its scale, 1
+    if not layer.rank:  # a LoKr of two full factors: any rank that equals alpha says its scale, 1
         return 1, 1.0
     return layer.rank, float(layer.rank) if layer.alpha is None else layer.alpha
 

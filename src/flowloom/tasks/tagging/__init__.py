@@ -1,1 +1,1 @@
-"""Tagging and captioning of pictures: runs beside training, in the same directory protocol."""
+"""Tagging and captioning of images, as runs with run directories."""

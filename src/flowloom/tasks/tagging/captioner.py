@@ -1,4 +1,4 @@
-"""Captions by a network that writes sentences (models/captioners.py)."""
+"""Captioning by a vision-language network (models/captioners.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CaptionWriter:
         """
         Raises:
             WeightsError: a file is missing or damaged, or the network is not known.
-            ConfigError: the device is not there.
+            ConfigError: there is no such device.
         """
         self.config = config
         device = choose_device(config.device, "device")
@@ -54,6 +54,6 @@ class CaptionWriter:
 
     def describe(self, images: Sequence[Any], names: Sequence[str]) -> list[Description]:
         """See Captioner."""
-        # What is drawn depends on the image: a resumed run need not begin with the same batch.
+        # Random words depend on the image, because a resumed run may start with another batch.
         seed = zlib.crc32(f"{self.config.seed} {names[0]}".encode("utf-8", "replace"))
         return [Description(text) for text in self.captioner.describe(images, self._question, seed)]

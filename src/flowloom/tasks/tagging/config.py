@@ -1,4 +1,4 @@
-"""What tagging and captioning share: which images, by which model, and what becomes of older captions."""
+"""Settings of both tagging and captioning: images, model, and treatment of existing captions."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ IMAGES, MODEL = ui(group="Images"), ui(group="Model")
 
 
 class DescribingConfig(Section):
-    """Images to be described, and where their captions go."""
+    """The images to describe, and their captions."""
 
     data_path: Annotated[str, IMAGES] = Field(
-        min_length=1, description="A folder of images, nested as one likes, or FLOW's JSONL."
+        min_length=1, description="A folder of images with any subfolders, or FLOW's JSONL."
     )
     image_folder_path: Annotated[str, IMAGES] = Field(
         "",
-        description="The folder that names in a JSONL are relative to; empty: its own.",
+        description="The folder that names in a JSONL are relative to; empty: the JSONL's.",
     )
     caption_suffix: Annotated[Literal[".txt", ".caption"], IMAGES] = Field(
-        ".txt", description="Of the files beside the images of a folder."
+        ".txt", description="Suffix of the caption files beside the images of a folder."
     )
     existing: Annotated[Literal["skip", "replace", "append", "prepend"], IMAGES] = Field(
         "skip",
-        description="What is done where a image has a caption: left as it is, replaced, or added to.",
+        description="Existing captions: keep, replace or extend them.",
     )
     trigger: Annotated[str, IMAGES] = Field(
-        "", description="Put before every caption that is written: a trigger word."
+        "", description="Text before every written caption, such as a trigger word."
     )
     preview: Annotated[int, IMAGES] = Field(
         0,
         ge=0,
-        description="Only so many images, spread over the set: shown in the result, nothing is written.",
+        description="Describe only this many images, spread over the dataset, and write nothing.",
     )
     batch_size: Annotated[int, MODEL] = Field(8, ge=1, description="Images described at once.")
     max_megapixels: Annotated[float, Field(gt=0), ui(unit="megapixels", group="Images")] = Field(
-        100.0, description="Larger images are taken for decompression bombs, and named as unusable."
+        100.0, description="Larger images are treated as decompression bombs and reported as unusable."
     )
     revision: Annotated[str, MODEL] = Field(
-        "", description="Of the model on the hub: a branch, tag or commit; empty: the newest."
+        "", description="Revision of the model on the hub: a branch, tag or commit; empty: the newest."
     )
     model_path: Annotated[str, MODEL] = Field(
-        "", description="A folder with the model's files, in place of one from the hub."
+        "", description="A folder with the model's files, instead of one from the hub."
     )
     models_dir: Annotated[str, MODEL] = Field(
-        "", description="Where models from the hub are kept; empty: the hub's own cache."
+        "", description="Folder of models from the hub; empty: the hub's default cache."
     )
 
 
@@ -59,7 +59,7 @@ REPO_PATTERN = r"^[\w.-]+/[\w.-]+$"
 
 
 def look_for_data(config: DescribingConfig) -> list[Problem]:
-    """What of the images is not there."""
+    """Problems of missing images."""
     path = Path(config.data_path)
     if not path.exists():
         return [Problem("data_path", f"{path} does not exist.", "not-found")]
@@ -72,7 +72,7 @@ def look_for_data(config: DescribingConfig) -> list[Problem]:
 
 
 def look_for_model(config: DescribingConfig, needed: Sequence[str]) -> list[Problem]:
-    """What a local model lacks of the files `needed`, each a pattern."""
+    """Problems of missing files in a local model; `needed` are patterns."""
     if not config.model_path:
         return []
     folder = Path(config.model_path)

@@ -1,4 +1,4 @@
-"""A new description and the caption that is there, to one."""
+"""Merging of a new description into an existing caption."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from flowloom.tasks.tagging.config import DescribingConfig
 
 @dataclass(frozen=True)
 class Description:
-    """What a model says of one image."""
+    """A model's description of one image."""
 
     text: str
     """One line."""
     tags: tuple[str, ...] | None = None
     """None: it is prose."""
     scores: dict[str, float] = field(default_factory=dict)
-    """How probable each is, 0 to 1, for those who look at it first."""
+    """The probability of each, 0 to 1, for the result."""
 
 
 def key_of(tag: str) -> str:
-    """What two spellings of a tag have in common."""
+    """The common form of a tag's spellings."""
     return tag.strip().lower().replace("_", " ")
 
 
 def merged(captions: tuple[str, ...], said: Description, config: DescribingConfig) -> tuple[str, ...]:
-    """The captions to be written; none where there is nothing to say."""
+    """The captions to be written; empty without a description."""
     if captions and config.existing in ("append", "prepend"):
         texts = tuple(_joined(caption, said, config.existing == "append") for caption in captions)
     else:
@@ -35,7 +35,7 @@ def merged(captions: tuple[str, ...], said: Description, config: DescribingConfi
 
 
 def _joined(caption: str, said: Description, is_after: bool) -> str:
-    """`caption` with what it does not say already."""
+    """`caption` with the new tags or text added."""
     if said.tags is None:
         new, glue = ("" if said.text in caption else said.text), " "
     else:

@@ -1,4 +1,4 @@
-"""Where a tagger's or captioner's files are: a folder of the user's, or fetched from the hub."""
+"""Files of a tagger or captioner: in a user's folder, or downloaded from the hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flowloom.storage.hub_models import fetch_model
 from flowloom.tasks.base import Progress
 
 
-class Asked(Protocol):
-    """What a configuration says of a model."""
+class ModelSettings(Protocol):
+    """The settings of a model in a configuration."""
 
     @property
     def repo(self) -> str: ...
@@ -31,26 +31,26 @@ class FoundModel:
 
     folder: Path
     about: dict[str, Any]
-    """What tells it from every other: its commit on the hub, or the sha256 of its files."""
+    """Its identity: the commit on the hub, or the sha256 of its files."""
 
 
-def find_model(asked: Asked, patterns: Sequence[str], progress: Progress) -> FoundModel:
+def find_model(settings: ModelSettings, patterns: Sequence[str], progress: Progress) -> FoundModel:
     """The folder with the files that `patterns` name.
 
     Raises:
-        SourceError: the hub does not give them.
+        SourceError: the hub does not have them, or cannot be reached.
     """
-    if asked.model_path:
-        folder = Path(asked.model_path)
+    if settings.model_path:
+        folder = Path(settings.model_path)
         files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
         return FoundModel(
             folder, {"path": str(folder), "sha256": {path.name: _sha256(path) for path in files}}
         )
     progress.phase("downloading the model")
-    models_dir = Path(asked.models_dir) if asked.models_dir else None
-    folder, commit = fetch_model(asked.repo, asked.revision or None, patterns, models_dir)
+    models_dir = Path(settings.models_dir) if settings.models_dir else None
+    folder, commit = fetch_model(settings.repo, settings.revision or None, patterns, models_dir)
     progress.phase("loading the model")
-    return FoundModel(folder, {"repo": asked.repo, "revision": commit})
+    return FoundModel(folder, {"repo": settings.repo, "revision": commit})
 
 
 def _sha256(path: Path) -> str:

@@ -17,20 +17,20 @@ from flowloom.tasks.tagging.merging import Description, key_of
 GENERAL, CHARACTER, RATING = 0, 4, 9
 """Categories in selected_tags.csv: Danbooru's, and SmilingWolf's for ratings."""
 CHARACTER_LEAST = 0.15
-"""Below it, the widest gap between probabilities of characters is that between nothing and nothing."""
+"""Minimum of the threshold: below it, the widest gap between probabilities of characters means nothing."""
 FACES = frozenset(
     (
         *("0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9"),
         *(">_o", "@_@", "^_^", "o_o", "u_u", "x_x", "|_|", "||_||"),
     )
 )
-"""Tags whose underscores are mouths."""
+"""Emoticons, whose underscores are kept."""
 _SERIES = re.compile(r"(.+?)[_ ]\((.+)\)")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a tagger's outputs mean."""
+    """The meaning of a tagger's outputs."""
 
     names: tuple[str, ...]
     categories: NDArray[np.int64]
@@ -65,7 +65,7 @@ def read_labels(path: Path) -> Labels:
         names.append(name)
         categories.append(int(category))
     if not names:
-        raise WeightsError(f"{path}: names no tag. Download it again.")
+        raise WeightsError(f"{path}: has no tags. Download it again.")
     return Labels(tuple(names), np.array(categories))
 
 
@@ -152,6 +152,6 @@ class TagRules:
         return rating + tags if self.config.rating == "first" else tags + rating
 
     def _scores(self, probabilities: NDArray[np.float32]) -> dict[str, float]:
-        """The forty most probable outputs, written or not: from these one finds the threshold."""
+        """The forty most probable outputs, written or not, to choose the threshold by."""
         best = np.argsort(-probabilities, kind="stable")[:40]
         return {self.labels.names[number]: float(probabilities[number]) for number in best}

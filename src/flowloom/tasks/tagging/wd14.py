@@ -19,7 +19,7 @@ from flowloom.tasks.tagging.tags import TagRules, read_labels
 
 WHITE = (255, 255, 255)
 EXACT = 4
-"""Images of up to so many times the network's side are scaled once; larger ones are decoded smaller."""
+"""Images up to this many times the network's side are scaled once; larger ones are decoded smaller."""
 
 
 class Wd14Tagger:
@@ -28,8 +28,8 @@ class Wd14Tagger:
     def __init__(self, folder: Path, config: TagConfig, about: dict[str, Any]):
         """
         Raises:
-            WeightsError: a file is missing or damaged, or they do not belong together.
-            ConfigError: the device is not there.
+            WeightsError: a file is missing or damaged, or they do not match.
+            ConfigError: there is no such device.
         """
         self.config = config
         self.labels = read_labels(folder / LABELS)
@@ -53,7 +53,7 @@ class Wd14Tagger:
         """(B, T) of prepared images.
 
         Raises:
-            WeightsError: the network gives something else.
+            WeightsError: the output has another shape or range.
         """
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(images), self._batch):
@@ -62,11 +62,11 @@ class Wd14Tagger:
         found = np.concatenate(parts)
         if found.shape != (len(images), len(self.labels.names)):
             raise WeightsError(
-                f"{MODEL} gives {found.shape[-1]} numbers for each image, but {LABELS} names "
-                f"{len(self.labels.names)} tags: take both files from one model."
+                f"{MODEL} has {found.shape[-1]} outputs per image, but {LABELS} names "
+                f"{len(self.labels.names)} tags: use both files of one model."
             )
         if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
-            raise WeightsError(f"{MODEL} gives no probabilities, but {found.min():g} to {found.max():g}.")
+            raise WeightsError(f"{MODEL} returns {found.min():g} to {found.max():g}, not probabilities.")
         return found
 
     def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,7 +112,7 @@ def _open_session(path: Path, device: str) -> Any:
 
     Raises:
         WeightsError: it is missing or damaged.
-        ConfigError: the device is not there.
+        ConfigError: there is no such device.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file.")
@@ -122,7 +122,7 @@ def _open_session(path: Path, device: str) -> Any:
         raise WeightsError("Tagging needs onnxruntime: pip install 'flowloom[taggers]'") from error
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
-        hint = "take onnxruntime-gpu in place of onnxruntime, or set device to auto"
+        hint = "install onnxruntime-gpu instead of onnxruntime, or set device to auto"
         raise ConfigError("the configuration", [Problem("device", f"onnxruntime has no CUDA here: {hint}.")])
     providers = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
@@ -137,7 +137,7 @@ def _open_session(path: Path, device: str) -> Any:
 
 
 def _onnx_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; these have no parent of their own."""
+    """Errors of onnxruntime, which have no common base class."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state  # pyright: ignore[reportMissingImports]
 
     names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NoModel NotImplemented RuntimeException EPFail"
