@@ -17,8 +17,8 @@ for (const theme of ["light", "dark"]) {
     const page = await context.newPage();
     page.on("console", (message) => message.type() === "error" && console.error("console:", message.text()));
     page.on("pageerror", (error) => console.error("page:", error.message));
-    for (const each of pages) {
-      const [name, ...path] = each.split("=");
+    for (const argument of pages) {
+      const [name, ...path] = argument.split("=");
       await page.goto(url + path.join("="));
       await page.waitForTimeout(Number(process.env.SETTLE_MS ?? 2500));
       await page.screenshot({ path: join(folder, `${name}-${size}-${theme}.png`), fullPage: true });
