@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def assign(
     ratios = np.divide(widths, heights, out=np.zeros(len(widths)), where=heights > 0)
     borders = _borders(buckets)
     # Most ratios are read from a table of cells; those in a cell with a border are compared.
-    lows = np.arange(np.ceil(cutoff * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT
+    lows = cast("NDArray[np.float64]", np.arange(np.ceil(cutoff * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT)
     table = _compare(lows, borders, cutoff)
     highs = np.nextafter(lows + 1 / CELLS_PER_UNIT, 0)
     table[table != _compare(highs, borders, cutoff)] = _COMPARE

@@ -46,7 +46,7 @@ class DatasetSource:
     unmasked_weight: float = 0.0
     source: Path | None = None
     """The folder of images with captions that the rows were read from; None if the JSONL was given."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """Number of images of `source` without a row, by reason."""
 
 

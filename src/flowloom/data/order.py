@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,7 +215,8 @@ def _cuts(
     if batching.row_costs is None:
         num_batches = -(-counts // sizes)
         first_batches = np.cumsum(num_batches) - num_batches
-        number = np.arange(num_batches.sum()) - np.repeat(first_batches, num_batches)
+        numbers = cast("NDArray[np.int64]", np.arange(num_batches.sum()))
+        number = numbers - np.repeat(first_batches, num_batches)
         return np.repeat(firsts, num_batches) + number * np.repeat(sizes, num_batches)
     return _cuts_by_cost(batching.row_costs[rows], firsts, ends, batching.max_cost)
 
@@ -244,7 +246,7 @@ def rank_parts(batch: RowBatch, rank: int, world_size: int, num_updates: int = 1
     rank 0, which reports.
     """
     edges = len(batch.rows) * np.arange(num_updates + 1) // num_updates
-    parts = []
+    parts: list[RowBatch] = []
     for start, stop in pairwise(edges.tolist()):
         first, last = (start - -(stop - start) * number // world_size for number in (rank, rank + 1))
         parts.append(batch.part(first, last))

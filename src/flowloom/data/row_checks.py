@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -61,7 +61,7 @@ def parse(line: bytes) -> Row | BadRow:
     try:
         return Row(fields, *check_row(fields))
     except Unusable as error:
-        return BadRow(str(error), fields if type(fields) is dict else {})
+        return BadRow(str(error), cast("dict[str, Any]", fields) if type(fields) is dict else {})
 
 
 def check_row(row: Any) -> tuple[int, int, float, int]:
@@ -72,6 +72,7 @@ def check_row(row: Any) -> tuple[int, int, float, int]:
     """
     if type(row) is not dict:
         raise Unusable("not a JSON object")
+    row = cast("dict[str, Any]", row)
     if type(row.get("filename")) is not str:
         raise Unusable(f"filename is {row.get('filename')!r:.60}; it must be text")
     longest = max(map(len, captions_of(row)))
@@ -89,12 +90,13 @@ def captions_of(row: dict[str, Any]) -> list[str]:
     Raises:
         Unusable: they are not text.
     """
-    given = row.get("caption_or_tags")
+    given: Any = row.get("caption_or_tags")
     if type(given) is str:
         return [given]
-    if type(given) is not list or not given or {type(caption) for caption in given} != {str}:
+    captions = cast("list[str]", given) if type(given) is list else []
+    if not captions or {type(caption) for caption in captions} != {str}:
         raise Unusable(f"caption_or_tags is {given!r:.60}; it must be text, or a list of texts")
-    return given
+    return captions
 
 
 def _side(row: dict[str, Any], key: str) -> int:

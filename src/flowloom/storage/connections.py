@@ -17,42 +17,35 @@ class _Plain(HTTPConnection):
     allowed = Allowed()
 
     def _new_conn(self) -> socket.socket:
-        return _checked(self, self.port or 80, self.allowed, super()._new_conn)
+        """A connection to one of the host's addresses, all of which were checked.
+
+        The host is resolved once, because its DNS server may return another address the second time.
+
+        Raises:
+            Denied: one of its addresses is not allowed.
+        """
+        host = self._dns_host
+        try:
+            addresses = resolve(host.strip("[]"), self.port or self.default_port, self.allowed)
+        except Unavailable as error:
+            cause = error.__cause__
+            unresolved = cause if isinstance(cause, socket.gaierror) else socket.gaierror(str(error))
+            raise NameResolutionError(host, self, unresolved) from error
+        try:
+            for address in addresses[:-1]:
+                self._dns_host = address
+                try:
+                    return super()._new_conn()
+                except NewConnectionError:
+                    continue  # the host may have another address that responds
+            self._dns_host = addresses[-1]
+            return super()._new_conn()
+        finally:
+            self._dns_host = host  # the certificate must be for the name
 
 
-class _Secure(HTTPSConnection):
-    allowed = Allowed()
-
-    def _new_conn(self) -> socket.socket:
-        return _checked(self, self.port or 443, self.allowed, super()._new_conn)
-
-
-def _checked(connection: HTTPConnection, port: int, allowed: Allowed, connect: Any) -> socket.socket:
-    """A connection to one of the host's addresses, all of which were checked.
-
-    The host is resolved once, because its DNS server may return another address the second time.
-
-    Raises:
-        Denied: one of its addresses is not allowed.
-    """
-    host = connection._dns_host
-    try:
-        addresses = resolve(host.strip("[]"), port, allowed)
-    except Unavailable as error:
-        cause = error.__cause__
-        unresolved = cause if isinstance(cause, socket.gaierror) else socket.gaierror(str(error))
-        raise NameResolutionError(host, connection, unresolved) from error
-    try:
-        for address in addresses[:-1]:
-            connection._dns_host = address
-            try:
-                return connect()
-            except NewConnectionError:
-                continue  # the host may have another address that responds
-        connection._dns_host = addresses[-1]
-        return connect()
-    finally:
-        connection._dns_host = host  # the certificate must be for the name
+class _Secure(_Plain, HTTPSConnection):
+    pass
 
 
 def pool_manager(allowed: Allowed, **settings: Any) -> PoolManager:

@@ -94,9 +94,9 @@ class Http(Remote):
     async def _ping(self) -> None:
         parts = urlsplit(self._address)
         loop = asyncio.get_running_loop()
-        root = f"{parts.scheme}://{parts.netloc}/"
+        root, headers = f"{parts.scheme}://{parts.netloc}/", dict[str, str]()
         try:
-            response = await loop.run_in_executor(self._threads, self._send, root, {}, self.root)
+            response = await loop.run_in_executor(self._threads, self._send, root, headers, self.root)
         except Unavailable:
             raise
         except SourceError:

@@ -21,7 +21,7 @@ def check_hub_addresses() -> None:
     """
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http  # pyright: ignore[reportPrivateUsage]
 
     def make_client() -> Any:
         client: Any = _http.default_client_factory()

@@ -29,7 +29,7 @@ def fetch_model(
             address.
         Unavailable: the hub cannot be reached, and the files are not on this machine.
     """
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -42,7 +42,7 @@ def fetch_model(
     # The base class of all errors of the HTTP client, which depends on the version of huggingface_hub.
     client_error: Any = HfHubHTTPError.__bases__[0]
     try:
-        folder = snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
             allow_patterns=list(patterns),

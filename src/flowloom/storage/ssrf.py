@@ -60,7 +60,8 @@ class Allowed:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
         """From FLOWLOOM_PRIVATE_HOSTS and HF_ENDPOINT."""
-        names, networks = set[str](), []
+        names = set[str]()
+        networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         for entry in environ.get(VARIABLE, "").replace(",", " ").split():
             try:
                 networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import xxhash
@@ -167,8 +168,9 @@ def _read_digests(folder: Path) -> Digests:
 
 def _find(digests: Digests, signature: bytes) -> bytes | None:
     highs, lines = digests
-    high, low = np.frombuffer(signature, "<u8", 2)
-    at = int(highs.searchsorted(high))
+    halves: NDArray[np.uint64] = np.frombuffer(signature, "<u8", 2)
+    high, low = halves
+    at = int(cast("np.intp", highs.searchsorted(high)))
     while at < len(lines) and highs[at] == high:
         raw = lines[at].tobytes()
         if lines["low"][at] == low and xxhash.xxh3_64_intdigest(raw[:-8]) == int(lines["check"][at]):

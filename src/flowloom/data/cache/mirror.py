@@ -64,7 +64,11 @@ class Mirror:
         self._threads: list[threading.Thread] = []
         self._lock = threading.RLock()
         self._lock_file: int | None = None
-        self._map = lru_cache(MAPS)(lambda name: MappedShard(folder / name))
+
+        def open_copy(name: str) -> MappedShard:
+            return MappedShard(folder / name)
+
+        self._map = lru_cache(MAPS)(open_copy)
 
     def follow(self, sizes: Mapping[str, int]) -> None:
         """Download the shards that the store has now, and delete copies of others."""

@@ -82,7 +82,11 @@ class LocalShards:
     def __init__(self, folder: Path):
         self.spool = folder
         self.root = str(folder)
-        self.open = lru_cache(MAPS)(lambda name: MappedShard(folder / name))
+
+        def open_shard(name: str) -> MappedShard:
+            return MappedShard(folder / name)
+
+        self.open = lru_cache(MAPS)(open_shard)
 
     def names(self) -> dict[str, int]:
         """See ShardStore."""
@@ -152,9 +156,11 @@ class RemoteShards:
         self.mirror = Mirror(store.read_buffer, spool / "mirror", mirror_bytes)
         self._store = store
         self._sizes: dict[str, int] = {}
-        self._fetched = lru_cache(FOOTERS)(
-            lambda name: FetchedShard(store, name, self._sizes[name], self.mirror)
-        )
+
+        def fetch(name: str) -> FetchedShard:
+            return FetchedShard(store, name, self._sizes[name], self.mirror)
+
+        self._fetched = lru_cache(FOOTERS)(fetch)
 
     def open(self, name: str) -> Shard:
         """See ShardStore; the local copy, if there is one."""

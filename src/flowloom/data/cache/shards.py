@@ -206,7 +206,7 @@ def _seal(file: int, path: Path, records: list[Record], size: int) -> Path | Non
 
 def recover(folder: Path) -> list[Path]:
     """Seal the files that killed processes left open in `folder`, but not those in use."""
-    sealed = []
+    sealed: list[Path] = []
     for path in sorted(folder.glob(f"*{OPEN}")):
         try:
             file = os.open(path, os.O_RDWR)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,8 +137,9 @@ class Cache:
         return sealed
 
     def _locate(self, key: bytes) -> _SealedRecord | None:
-        index, high = self._index, np.frombuffer(key, "<u8", 1)[0]
-        at = int(index.highs.searchsorted(high))
+        halves: NDArray[np.uint64] = np.frombuffer(key, "<u8", 1)
+        index, high = self._index, halves[0]
+        at = int(cast("np.intp", index.highs.searchsorted(high)))
         while at < len(index.highs) and index.highs[at] == high:
             number, row = int(index.shards[at]), int(index.rows[at])
             try:

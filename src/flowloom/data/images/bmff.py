@@ -81,7 +81,8 @@ def _version(reader: ByteReader) -> int:
 
 def _properties(reader: ByteReader, end: int) -> tuple[list[tuple[bytes, bytes]], dict[int, list[int]]]:
     """Kind and first 12 bytes of each property, and each item's property numbers, from 1."""
-    properties, owned = [], {}
+    properties: list[tuple[bytes, bytes]] = []
+    owned: dict[int, list[int]] = {}
     for kind, stop in boxes(reader, end):
         if kind == b"ipco":
             properties = [
@@ -96,7 +97,7 @@ def _properties(reader: ByteReader, end: int) -> tuple[list[tuple[bytes, bytes]]
 def _associations(reader: ByteReader) -> dict[int, list[int]]:
     version = reader.number(1)
     is_wide = reader.number(3) & 1
-    owned = {}
+    owned: dict[int, list[int]] = {}
     for _ in range(min(reader.number(4), MAX_BOXES)):
         item = reader.number(4 if version else 2)
         count = reader.number(1)

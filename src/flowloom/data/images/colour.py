@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,9 @@ def to_srgb(levels: NDArray[np.uint8], mode: str, profile: bytes | None) -> NDAr
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From `profile` to sRGB; None if the profile is damaged or does not fit `mode`, as in browsers."""
     try:
+        opened: Any
         if mode == "LAB":
-            opened = ImageCms.createProfile("LAB")
+            opened = cast("Any", ImageCms.createProfile("LAB"))
         elif profile:
             opened = ImageCms.core.profile_frombytes(profile)
         else:
@@ -88,7 +90,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         profile_mode = MODE_OF_SPACE.get(opened.xcolor_space.strip(), "")
         if profile_mode != mode and (profile_mode, mode) != ("RGB", "L"):
             return None
-        srgb = ImageCms.createProfile("sRGB")
+        srgb = cast("Any", ImageCms.createProfile("sRGB"))
         return ImageCms.buildTransform(source, srgb, profile_mode, "RGB")
     except _PROFILE_ERRORS:
         return None

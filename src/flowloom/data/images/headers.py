@@ -136,7 +136,7 @@ def _tiff_tags(reader: ByteReader) -> dict[int, int]:
     count = reader.number(counter)
     if count > MAX_TAGS:
         raise ImageError(f"not readable as an image: a TIFF directory of {count} tags")
-    tags = {}
+    tags: dict[int, int] = {}
     for _ in range(count):
         tag, kind = reader.number(2), reader.number(2)
         reader.skip(word)

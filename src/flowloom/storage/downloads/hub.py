@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import quote, urljoin
 
 from flowloom.errors import SourceError
@@ -56,7 +56,7 @@ def commit_of(client: DownloadClient, repo_type: RepoType, repo: str, revision: 
     """
     url = f"{client.hub.rstrip('/')}/api/{repo_type}/{repo}/revision/{quote(revision, safe='')}"
     content, _ = _json(client, url)
-    commit = content.get("sha") if isinstance(content, dict) else None
+    commit: Any = cast("dict[str, Any]", content).get("sha") if isinstance(content, dict) else None
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         raise SourceError(f"{shown(url)}: the response has no commit. Check HF_ENDPOINT.")
     return commit
@@ -70,7 +70,8 @@ def _page(client: DownloadClient, url: str) -> tuple[list[dict[str, Any]], str]:
     following = urljoin(url, following) if following else ""
     if following and origin_of(following) != origin_of(client.hub):
         raise SourceError(f"{shown(url)}: its list continues at another host, {shown(following)}.")
-    return [entry for entry in content if isinstance(entry, dict)], following
+    entries = cast("list[Any]", content)
+    return [entry for entry in entries if isinstance(entry, dict)], following
 
 
 def _json(client: DownloadClient, url: str) -> tuple[Any, str]:
@@ -87,7 +88,7 @@ def _json(client: DownloadClient, url: str) -> tuple[Any, str]:
 
 def _file(entry: dict[str, Any]) -> HubFile:
     large = entry.get("lfs")
-    oid = large.get("oid") if isinstance(large, dict) else None
+    oid: Any = cast("dict[str, Any]", large).get("oid") if isinstance(large, dict) else None
     size = entry.get("size")
     return HubFile(
         name=str(entry.get("path")),
