@@ -1,4 +1,4 @@
-"""`flowloom cache` in words: fills, tells, checks, prunes, and says what is wrong."""
+"""`flowloom cache` fills, shows, verifies and prunes, and reports problems."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def config_path(tmp_path: Path, tiny_family: Any) -> Path:
     return path
 
 
-def test_the_verb_fills_tells_checks_and_prunes(
+def test_the_command_fills_shows_verifies_and_prunes(
     config_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*words: str, status: int = OK) -> str:
+    def printed(*words: str, status: int = OK) -> str:
         assert main(["cache", *words]) == status
         return capsys.readouterr().out
 
-    assert "3 images, 4 captions" in said(str(config_path)), "three and the empty one"
-    assert "0 images, 0 captions" in said("fill", str(config_path))
-    told = said("stats", str(config_path))
-    assert "image-latents" in told
-    assert re.search(r"cache: \d+\.\d KiB in 2 shards", told), told
-    assert re.search(r"image-latents +3 records +\d+\.\d KiB\n", told)
-    assert re.search(r"caption-states +4 records +\d+\.\d KiB\n", told)
-    assert "every record is intact" in said("verify", str(config_path))
-    assert "0 records removed, 7 kept" in said("prune", str(config_path))
+    assert "3 images, 4 captions" in printed(str(config_path)), "three and the empty one"
+    assert "0 images, 0 captions" in printed("fill", str(config_path))
+    output = printed("stats", str(config_path))
+    assert "image-latents" in output
+    assert re.search(r"cache: \d+\.\d KiB in 2 shards", output), output
+    assert re.search(r"image-latents +3 records +\d+\.\d KiB\n", output)
+    assert re.search(r"caption-states +4 records +\d+\.\d KiB\n", output)
+    assert "every record is intact" in printed("verify", str(config_path))
+    assert "0 records removed, 7 kept" in printed("prune", str(config_path))
     (config_path.parent / "2.png").unlink()
-    assert "1 record removed, 6 kept" in said("prune", str(config_path))
+    assert "1 record removed, 6 kept" in printed("prune", str(config_path))
     config_path.write_text(
         config_path.read_text().replace('"image_folder_path": "', '"image_folder_path": "/none')
     )
@@ -76,7 +76,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1
     shard.write_bytes(raw)
-    assert "payload is damaged" in said("verify", str(config_path), status=WRONG)
+    assert "payload is damaged" in printed("verify", str(config_path), status=WRONG)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
         (["--cache.dir", "ftp://host/cache"], "use a folder, or a URL"),
     ],
 )
-def test_what_cannot_be_cached_is_said(
+def test_entries_that_cannot_be_cached_are_reported(
     config_path: Path, flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", str(config_path), *flags]) == WRONG
@@ -95,7 +95,7 @@ def test_what_cannot_be_cached_is_said(
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "printed"),
     [
         (0, "0 bytes"),
         (1023, "1023 bytes"),
@@ -104,5 +104,5 @@ def test_what_cannot_be_cached_is_said(
         (3 * 2**40, "3,072.0 GiB"),
     ],
 )
-def test_sizes_are_told_in_the_unit_that_fits(size: int, said: str) -> None:
-    assert size_text(size) == said
+def test_sizes_are_printed_in_a_fitting_unit(size: int, printed: str) -> None:
+    assert size_text(size) == printed

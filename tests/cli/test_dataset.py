@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "in"
 
 
-def test_build_says_what_became_of_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_reports_every_row_and_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", "build", "in", "-o", "d.jsonl"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -53,7 +53,7 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["build", "no", "-o", "d.jsonl"], "no: no such file or folder."),
         (
@@ -66,12 +66,12 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder.parent / "empty").mkdir()
     assert main(["dataset", *words]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
@@ -142,14 +142,14 @@ def test_stores_are_named_by_the_configuration_s_own_words(
 
 
 @pytest.mark.parametrize("verb", ["build", "export", "upload", "lint", "fix"])
-def test_options_of_stores_are_told_as_the_configuration_tells_them(
+def test_options_of_stores_have_the_help_of_the_configuration(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from flowloom.storage.base import StorageSection
 
     with pytest.raises(SystemExit):
         main(["dataset", verb, "--help"])
-    told = "".join(capsys.readouterr().out.split())
+    output = "".join(capsys.readouterr().out.split())
     for key in ("endpoint", "region", "addressing", "profile", "anonymous"):
-        assert f"--{key}" in told
-        assert "".join(str(StorageSection.model_fields[key].description).split()) in told
+        assert f"--{key}" in output
+        assert "".join(str(StorageSection.model_fields[key].description).split()) in output

@@ -63,7 +63,7 @@ def test_every_verb_has_its_own_help(verb, capsys):
     assert f"usage: flowloom {verb}" in capsys.readouterr().out
 
 
-def test_help_of_train_tells_of_every_key_with_type_default_and_use(capsys):
+def test_help_of_train_has_every_key_with_type_default_and_use(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for key in config_keys().values():
@@ -77,7 +77,7 @@ def test_every_key_has_a_help_text():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["tran"], "there is no command 'tran'. Did you mean train?"),
         (["train", "x.json", "--dryrun"], "there is no option --dryrun. Did you mean --dry-run?"),
@@ -86,11 +86,11 @@ def test_every_key_has_a_help_text():
         (["schema", "--check", "no.json"], "no.json: cannot be read"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(words, said, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_and_status_2(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 

@@ -21,7 +21,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_folder_is_looked_at_tagged_and_put_back(
+def test_a_folder_is_previewed_tagged_and_restored(
     pictures: Path,  # noqa: F811
     tagger: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -55,7 +55,7 @@ def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
     assert rows["blue.png"]["caption_or_tags"] == "blue theme, ^_^, long hair, 1girl"
 
 
-def test_what_is_wrong_is_told_before_anything_is_made(
+def test_problems_are_reported_before_anything_is_created(
     pictures: Path,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -67,7 +67,7 @@ def test_a_file_and_a_folder_of_one_name_fail_nothing_else(tmp_path: Path, make,
 
 
 @pytest.mark.parametrize("make", [zipped, tarred])
-def test_twins_are_left_out_and_counted(tmp_path: Path, make):
+def test_duplicate_names_are_left_out_and_counted(tmp_path: Path, make):
     twins = [("A.PNG", b"2"), ("a.png", b"3"), ("e\u0301.png", b"5")]
     done, files = unpacked(tmp_path, make(("a.png", b"1"), *twins[:2], ("\u00e9.png", b"4"), twins[2]))
     assert files == {"a.png": b"1", "\u00e9.png": b"4"}
@@ -157,7 +157,7 @@ def test_a_list_of_too_many_entries_is_refused_before_it_is_read(tmp_path: Path)
         unpacked(tmp_path, bytes(content[:at]) + record + locator + bytes(end))
 
 
-def test_a_size_that_lies_brings_no_more_than_it_says(tmp_path: Path):
+def test_a_wrong_size_extracts_no_more_than_stated(tmp_path: Path):
     for size in (10, 2**32 - 2):
         content = bytearray(zipped(("a.png", bytes(2**20))))
         struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, size)
@@ -178,7 +178,7 @@ def test_a_large_size_in_the_field_of_large_zips_is_refused(tmp_path: Path):
         unpacked(tmp_path, bytes(content))
 
 
-def test_an_encrypted_member_is_refused_with_what_to_do(tmp_path: Path):
+def test_an_encrypted_member_is_refused_with_a_hint(tmp_path: Path):
     content = bytearray(zipped(("a.png", b"x"), ("b.png", b"y")))
     content[content.rindex(b"PK\x01\x02") + 8] |= 1
     with pytest.raises(ArchiveRefused, match="encrypted: create it without a password"):

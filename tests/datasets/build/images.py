@@ -1,4 +1,4 @@
-"""Small images that can be told apart by one pixel, and builds of them."""
+"""Small images that differ in every pixel, and builds of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of a source is seen from what it holds; what is passed over is counted; doubt is asked about."""
+"""The format of a source is detected; skipped files are counted; ambiguous sources are refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_folders_named_as_kohyas_are_repeated(tmp_path: Path, names: list[str], 
     "names",
     [["1_front", "2_side", "3_back"], ["1_a", "2_b"], ["10_fox", "den"], ["10_fox", "."], ["0_x", "1_y"]],
 )
-def test_folders_that_may_be_kohyas_or_not_are_asked_about(tmp_path: Path, names: list[str]):
+def test_folders_that_may_be_kohyas_or_not_are_ambiguous(tmp_path: Path, names: list[str]):
     for name in names:
         images(tmp_path / "in" / name, "a")
     with pytest.raises(AmbiguousSource, match="--from kohya or --from folder") as caught:
@@ -143,7 +143,7 @@ def test_a_stray_file_hides_no_captioned_image(tmp_path: Path, stray: str):
     assert any("not read" in text or "not an image" in text for text in report.remarks)
 
 
-def test_a_table_that_describes_other_images_than_the_caption_files_is_asked_about(tmp_path: Path):
+def test_a_table_of_other_images_than_the_caption_files_is_ambiguous(tmp_path: Path):
     images(tmp_path / "in", "1", "2")
     images(tmp_path / "in", "3", caption=None)
     write(
@@ -167,7 +167,7 @@ def test_a_table_of_images_without_caption_files_is_read_and_the_others_are_coun
     assert report.remarks["not read: metadata.jsonl does not describe it"] == 2
 
 
-def test_a_parquet_file_with_images_beside_captioned_ones_is_asked_about(tmp_path: Path):
+def test_a_parquet_file_with_images_beside_captioned_ones_is_ambiguous(tmp_path: Path):
     images(tmp_path / "in", "1")
     table = pa.table({"image": [{"bytes": image_bytes(9), "path": None}], "text": ["x"]})
     pq.write_table(table, tmp_path / "in/train.parquet")
@@ -184,7 +184,7 @@ def test_an_update_reads_the_form_of_the_build(tmp_path: Path):
     assert update(tmp_path / "d.jsonl").kind == "folder"
 
 
-def test_what_an_explicit_form_needs_is_named(tmp_path: Path):
+def test_files_that_an_explicit_format_needs_are_named(tmp_path: Path):
     images(tmp_path / "in", "1")
     with pytest.raises(DataError, match=r"it has no metadata.jsonl or metadata.csv"):
         built(tmp_path / "in", tmp_path / "d.jsonl", kind="table")
@@ -268,7 +268,7 @@ def test_no_mask_is_trained_however_many_an_image_has(tmp_path: Path, caption: s
 
 
 @pytest.mark.parametrize("name", ["caption.csv", "set/caption.csv", "set/metadata.csv", "set/rows.jsonl"])
-def test_a_table_among_the_images_is_read_whatever_its_name(tmp_path: Path, name: str):
+def test_a_table_among_the_images_is_read_under_any_name(tmp_path: Path, name: str):
     table = tmp_path / "in" / name
     write(table.parent / "a.png", image_bytes(1))
     is_lines = name.endswith("jsonl")
@@ -292,7 +292,7 @@ def test_a_zip_is_refused_with_what_to_do(tmp_path: Path):
         detect(str(write(tmp_path / "set.zip", b"PK")), BuildOptions())
 
 
-def test_parquet_with_images_inside_is_counted_as_it_is(tmp_path: Path):
+def test_parquet_with_images_inside_is_counted(tmp_path: Path):
     (tmp_path / "in").mkdir()
     files = [{"bytes": image_bytes(n), "path": f"{n}.png"} for n in (1, 2)]
     columns = {"jpg": files, "txt": ["a fox", "a dog"]}

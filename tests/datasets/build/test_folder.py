@@ -1,4 +1,4 @@
-"""A folder of images becomes rows: each with its own caption, and whatever is wrong is located."""
+"""A folder of images becomes rows, each with its caption, and every problem is located."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_captions_come_from_txt_caption_and_json(tmp_path: Path) -> None:
     write(tmp_path / "in/3.json", orjson.dumps({"tags": ["one", "two"]}))
     write(tmp_path / "in/4.TXT", "upper case")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
-    said = [(row["caption_or_tags"], row["is_tag_based"], row["loss_weight"]) for row in rows]
-    assert said == [
+    remarks = [(row["caption_or_tags"], row["is_tag_based"], row["loss_weight"]) for row in rows]
+    assert remarks == [
         ("from text", False, 1.0),
         ("from caption", False, 1.0),
         ("from json", False, 0.5),
@@ -144,7 +144,7 @@ def test_hidden_files_and_what_systems_leave_are_passed_over(tmp_path: Path) -> 
     assert not report.unusable
 
 
-def test_links_in_circles_and_out_of_the_folder_are_told(tmp_path: Path) -> None:
+def test_circular_links_and_links_out_of_the_folder_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "in/a/1.png", image_bytes(1))
     write(tmp_path / "elsewhere/2.png", image_bytes(2))
     (tmp_path / "in/a/loop").symlink_to(tmp_path / "in")
@@ -162,7 +162,7 @@ def test_links_in_circles_and_out_of_the_folder_are_told(tmp_path: Path) -> None
         assert find_image(tmp_path, row["filename"])
 
 
-def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_reported(tmp_path: Path) -> None:
     good = image_bytes(size=(300, 200), suffix=".jpg")
     write(tmp_path / "in/empty.png", b"")
     write(tmp_path / "in/text.jpg", b"<html>not found</html>")
@@ -185,7 +185,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     assert [(row["width"], row["height"]) for row in rows] == [(20, 50)] * 3
 
 
-def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "in/good.png", image_bytes())
     write(tmp_path / "in" / os.fsdecode(b"b\xe4r.png"), image_bytes())
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
@@ -246,7 +246,7 @@ def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
     assert (again, report.num_read) == (first, 1)
 
 
-def test_nothing_found_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_source_without_images_keeps_the_old_file(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", b"broken")
     write(tmp_path / "d.jsonl", "old")
     with pytest.raises(DataError, match=r"no image .* reading it as folder.*a.png: not readable"):
@@ -282,7 +282,7 @@ def test_a_deep_tree_is_read_to_its_end(tmp_path: Path) -> None:
     assert rows[0]["filename"] == f"{deep.relative_to(folder).as_posix()}/a.png"
 
 
-def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", image_bytes())
     write(tmp_path / "file", "")
     (tmp_path / "folder.jsonl").mkdir()
@@ -291,7 +291,7 @@ def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
             built(tmp_path / "in", output, default_caption="x")
 
 
-def test_an_interrupted_build_goes_on_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_interrupted_build_continues_and_keeps_the_old_file(tmp_path: Path) -> None:
     for i in range(CHUNK + 10):
         write(tmp_path / f"in/{i}.png", image_bytes())
     write(tmp_path / "d.jsonl", "old")

@@ -1,4 +1,4 @@
-"""Kohya's folders and TOML mean here what they mean to Kohya; what has no counterpart is said."""
+"""Kohya's folders and TOML are read as Kohya reads them; settings without a counterpart are reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_gui_s_folders_are_known(tmp_path: Path) -> None:
     ]
 
 
-def test_what_kohya_would_not_read_is_said(tmp_path: Path) -> None:
+def test_files_that_kohya_would_not_read_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "in/1_x/a.png", image_bytes(1))
     write(tmp_path / "in/1_x/deeper/b.png", image_bytes(2))
     write(tmp_path / "in/0_off/c.png", image_bytes(3))
@@ -109,7 +109,7 @@ def toml(tmp_path: Path) -> Path:
     return write(tmp_path / "in/set.toml", TOML)
 
 
-def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> None:
+def test_subsets_inherit_and_follow_kohyas_rules(tmp_path: Path, toml: Path) -> None:
     rows, report = built(toml, tmp_path / "d.jsonl", reg_weight=0.25)
     assert (report.kind, report.root) == ("kohya-toml", tmp_path / "in")
     assert greys(rows, report.root) == {
@@ -128,10 +128,10 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         "three.json[../two/c]",
         "three.json[odd]",
     ]
-    said = " ".join(report.remarks)
+    remarks = " ".join(report.remarks)
     assert report.remarks[ORDERED] == 4
-    assert "ignored: resolution belongs in the training configuration" in said
-    assert "already read" in said
+    assert "ignored: resolution belongs in the training configuration" in remarks
+    assert "already read" in remarks
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'", "no image.*cannot be listed"),
     ],
 )
-def test_a_wrong_toml_is_said_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_wrong_toml_is_reported_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         built(write(tmp_path / "a.toml", text), tmp_path / "d.jsonl")
 
@@ -201,8 +201,8 @@ def test_without_those_keys_the_marks_are_reported(tmp_path: Path) -> None:
     captions = {"1.txt": "a ||| b;;;c, {d|e}", "2.txt": "a {plain} b | c ; d"}
     rows, report = built(with_toml(tmp_path, 'caption_extension = ".txt"', captions), tmp_path / "d.jsonl")
     assert rows[0]["caption_or_tags"] == captions["1.txt"]
-    said = [text for text in report.remarks if text.startswith("trained as text")]
-    assert [report.examples[text] for text in said] == [["1.png"]] * 3
+    remarks = [text for text in report.remarks if text.startswith("trained as text")]
+    assert [report.examples[text] for text in remarks] == [["1.png"]] * 3
 
 
 def test_prefix_and_suffix_frame_every_line_and_alternatives_in_them_count(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_tags_follow_every_line_of_a_caption(tmp_path: Path) -> None:
     assert rows[0]["caption_or_tags"] == ["one, a, b,c", "two, a, b,c"]
 
 
-def test_too_many_alternatives_are_thinned_out_and_told(tmp_path: Path) -> None:
+def test_too_many_alternatives_are_reduced_and_reported(tmp_path: Path) -> None:
     rows, report = built(
         with_toml(tmp_path, KEYS, {"1.txt": "{a|b|c|d} {a|b|c|d} {a|b|c|d} {a|b}"}), tmp_path / "d.jsonl"
     )
@@ -238,7 +238,7 @@ def test_a_folder_with_two_kinds_of_captions_gives_both(tmp_path: Path) -> None:
     assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "an image of one"): 1}
 
 
-def test_paths_of_windows_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_windows_paths_are_reported_with_a_hint(tmp_path: Path) -> None:
     path = with_toml(tmp_path, 'caption_extension = ".txt"', {"1.txt": "x"})
     write(path, path.read_text().replace('"pics"', "'D:\\sets\\pics'"))
     with pytest.raises(DataError, match=r"image_dir D:\\sets\\pics is a Windows path"):

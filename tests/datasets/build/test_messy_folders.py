@@ -123,7 +123,7 @@ def test_several_tables_are_named_and_none_is_taken(tmp_path: Path) -> None:
         built(filled(tmp_path / "in", files), tmp_path / "d.jsonl")
 
 
-def test_links_to_a_store_outside_are_told_with_the_cure(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_reported_with_a_hint(tmp_path: Path) -> None:
     filled(tmp_path / "store", {"1.png": None, "1.txt": "x"})
     (tmp_path / "in").mkdir()
     for name in ("1.png", "1.txt"):

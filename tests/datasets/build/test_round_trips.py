@@ -138,7 +138,7 @@ def test_several_captions_of_a_image_stay_apart(tmp_path: Path) -> None:
             assert captions == ["", "one", "two"]
 
 
-def test_rows_that_cannot_be_written_are_told(jsonl: Path, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_written_are_reported(jsonl: Path, tmp_path: Path) -> None:
     extra = [
         b"{broken",
         orjson.dumps({"filename": "gone.png", "caption_or_tags": "x", "width": 1, "height": 1}),

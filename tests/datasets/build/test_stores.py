@@ -136,7 +136,7 @@ def test_what_was_uploaded_is_built_again_from_the_bucket_alone(
         assert sorted(map(str, back)) == sorted(map(str, expected))
 
 
-def test_the_page_of_a_folder_is_asked_for_with_its_slash(tmp_path: Path) -> None:
+def test_the_page_of_a_folder_is_requested_with_its_slash(tmp_path: Path) -> None:
     """A server that has a file for the name without a slash, as some have, and redirects nothing."""
 
     class Strict(SimpleHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""One metadata file becomes rows; what is wrong with a line is said with its number."""
+"""One metadata file becomes rows; problems are reported with their line."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_bad_line_of_csv_is_located(
         ("a.tar", b"not a tar", "cannot be read further"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_said_in_one_sentence(
+def test_an_unreadable_file_is_reported_in_one_sentence(
     tmp_path: Path, name: str, data: bytes, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason):
@@ -202,7 +202,7 @@ def test_parquet_may_hold_addresses(tmp_path: Path) -> None:
     assert (row["filename"], row["is_url_based"], report.root) == ("https://host/a.png", True, None)
 
 
-def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
+def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
     table = pa.table({"image": [image_bytes(1), image_bytes(2)], "text": ["x", "y"]})
     pq.write_table(table, tmp_path / "t.parquet")
     mine = write(tmp_path / "images/t/00000001.png", "mine")
@@ -226,7 +226,7 @@ def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_tags_are_told_from_prose(caption: str, is_tags: bool) -> None:
+def test_tags_are_distinguished_from_prose(caption: str, is_tags: bool) -> None:
     assert looks_tag_based(caption) == is_tags
 
 
@@ -258,7 +258,7 @@ def test_a_csv_of_any_usual_spelling_is_read(tmp_path: Path, form: str) -> None:
     assert not report.unusable
 
 
-def test_an_unquoted_comma_in_a_caption_is_told_with_the_cure(tmp_path: Path) -> None:
+def test_an_unquoted_comma_in_a_caption_is_reported_with_a_hint(tmp_path: Path) -> None:
     write(tmp_path / "in/1.png", image_bytes(1))
     path = write(tmp_path / "in/set.csv", "image,caption\n1.png,a kite\n1.png,a kite, low\n")
     _, report = built(path, tmp_path / "d.jsonl")

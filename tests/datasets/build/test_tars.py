@@ -57,7 +57,7 @@ def test_equal_keys_at_several_places_stay_several_samples(tmp_path: Path) -> No
     assert greys(rows, report.root) == {1: ["1"], 2: ["2"], 3: ["3"]}
 
 
-def test_what_stays_without_its_other_half_is_told(tmp_path: Path) -> None:
+def test_images_and_captions_without_a_partner_are_reported(tmp_path: Path) -> None:
     members = [("a.png", image_bytes(1)), ("b.txt", b"2"), ("c.png", image_bytes(3)), ("c.txt", b"3")]
     rows, report = built(tarred(tmp_path / "a.tar", members), tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {3: ["3"]}

@@ -103,7 +103,9 @@ def upload(jsonl: Path, store: FolderStore, public_url: str = "") -> UploadRepor
 
 
 @pytest.mark.parametrize("has_md5", [True, False])
-def test_all_is_there_and_a_rerun_sends_nothing(jsonl: Path, store: FolderStore, has_md5: bool) -> None:
+def test_everything_is_uploaded_and_a_rerun_sends_nothing(
+    jsonl: Path, store: FolderStore, has_md5: bool
+) -> None:
     store.has_md5 = has_md5
     report = upload(jsonl, store)
     assert (report.num_rows, report.num_sent, report.num_unchanged, report.unusable) == (5, 4, 0, [])
@@ -124,7 +126,7 @@ def test_public_addresses_are_escaped(jsonl: Path, store: FolderStore) -> None:
 
 
 @pytest.mark.parametrize("has_md5", [True, False])
-def test_an_interrupted_upload_goes_on(jsonl: Path, store: FolderStore, has_md5: bool) -> None:
+def test_an_interrupted_upload_continues(jsonl: Path, store: FolderStore, has_md5: bool) -> None:
     store.has_md5 = has_md5
     store.fails_after = 2
     with pytest.raises(Unavailable, match="the store is down"):
@@ -148,14 +150,14 @@ def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: P
     assert (store.root / "sub dir/2ä.png").read_bytes() == changed
 
 
-def test_what_the_store_loses_is_noticed(jsonl: Path, store: FolderStore) -> None:
+def test_objects_that_the_store_loses_are_reported(jsonl: Path, store: FolderStore) -> None:
     store.loses = "sub dir/1ä.png"
     with pytest.raises(DataError, match=r"1 of 4 images are missing.*\n  sub dir/1ä.png"):
         upload(jsonl, store)
     assert not jsonl.with_name("new.jsonl").exists()
 
 
-def test_rows_without_a_image_are_told(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
+def test_rows_without_an_image_are_reported(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
     (tmp_path / "in/sub dir/0ä.png").unlink()
     report = upload(jsonl, store)
     assert [bad.where for bad in report.unusable] == ["d.jsonl:1", "d.jsonl:5"]
@@ -202,7 +204,7 @@ def built_from(
     return [orjson.loads(line) for line in (folder / "d.jsonl").read_bytes().splitlines()], report
 
 
-def test_an_object_that_fails_is_told_and_a_store_that_is_down_stops(
+def test_a_failing_object_is_reported_and_an_unreachable_store_stops(
     store: FolderStore, tmp_path: Path
 ) -> None:
     write(store.root / "a.png", image_bytes(1))

@@ -1,4 +1,4 @@
-"""Each thing wrong with a dataset is found, told in three forms, and mended in a new file."""
+"""Each problem of a dataset is found, reported in three formats, and repaired in a new file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def found(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[st
     return {kind: sorted(found) for kind, found in lines.items()}
 
 
-def test_one_of_everything_is_found_where_it_is(flawed: Path, tiny_t5: Path, capsys):
+def test_one_finding_of_each_kind_is_located(flawed: Path, tiny_t5: Path, capsys):
     assert found(flawed, capsys, "--tokenizer", str(tiny_t5), "--max-tokens", "200") == {
         "broken_row": [15, 16],
         "missing_file": [9],
@@ -88,7 +88,7 @@ def test_one_of_everything_is_found_where_it_is(flawed: Path, tiny_t5: Path, cap
     }
 
 
-def test_the_text_says_file_line_and_what_to_do(flawed: Path, capsys):
+def test_the_text_has_file_line_and_hint(flawed: Path, capsys):
     assert lint([str(flawed), "--resolution", "64", "--batch-size", "4"]) == 2
     text = capsys.readouterr().out
     assert f"{flawed}:9: gone.png: no such file" in text
@@ -98,7 +98,7 @@ def test_the_text_says_file_line_and_what_to_do(flawed: Path, capsys):
     assert re.search(r"64x64 +13 +3 batches and 1 more", text)
 
 
-def test_the_page_is_whole_and_escapes_what_it_shows(flawed: Path, tmp_path: Path, capsys):
+def test_the_page_is_complete_and_escapes_its_content(flawed: Path, tmp_path: Path, capsys):
     with flawed.open("a") as file:
         file.write("\n" + json.dumps(row("<script>alert(1)</script>.png")))
     lint([str(flawed), "--resolution", "64", "--html", str(tmp_path / "lint.html")])
@@ -110,7 +110,7 @@ def test_the_page_is_whole_and_escapes_what_it_shows(flawed: Path, tmp_path: Pat
     assert "url(" not in html
 
 
-def test_a_search_that_left_pairs_out_says_so_in_every_form(
+def test_an_incomplete_search_is_reported_in_every_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Images on plain paper: most of their hashes' bits are equal."""
@@ -126,13 +126,13 @@ def test_a_search_that_left_pairs_out_says_so_in_every_form(
     assert "neighbours" not in capsys.readouterr().out
     monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 5)
     lint([str(data), "--resolution", "64", "--html", str(tmp_path / "lint.html")])
-    told = "near duplicates among them may be missing"
-    assert told in capsys.readouterr().out
-    assert told in (tmp_path / "lint.html").read_text()
+    message = "near duplicates among them may be missing"
+    assert message in capsys.readouterr().out
+    assert message in (tmp_path / "lint.html").read_text()
     lint([str(data), "--resolution", "64", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert 5 < report["num_crowded"] <= 9
-    assert told in report["crowded_message"]
+    assert message in report["crowded_message"]
 
 
 def test_a_good_data_set_ends_with_status_0(tmp_path: Path, capsys):
@@ -142,11 +142,11 @@ def test_a_good_data_set_ends_with_status_0(tmp_path: Path, capsys):
     assert "0 errors, 0 warnings" in capsys.readouterr().out
 
 
-def test_what_is_mended_is_clean_and_the_original_stays(flawed: Path, tmp_path: Path, capsys):
+def test_a_fixed_copy_is_clean_and_the_original_is_kept(flawed: Path, tmp_path: Path, capsys):
     before = {path.name: path.read_bytes() for path in flawed.parent.iterdir()}
     out = tmp_path / "new.jsonl"
     assert fix([str(flawed), "-o", str(out), "--near", "--drop-empty"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert {name: (flawed.parent / name).read_bytes() for name in before} == before
     assert not list(tmp_path.glob("*.partial"))
     left = found(out, capsys)
@@ -166,11 +166,11 @@ def test_what_is_mended_is_clean_and_the_original_stays(flawed: Path, tmp_path: 
         (15, "size: 0 x 3 is now 96 x 96"),
         (16, "row removed: not JSON"),
     ):
-        assert f"{flawed}:{line}: {action}" in said
-    assert f"written    {out}: 9 of 15 rows" in said
+        assert f"{flawed}:{line}: {action}" in printed
+    assert f"written    {out}: 9 of 15 rows" in printed
 
 
-def test_rows_that_only_lack_types_are_mended(tmp_path: Path, capsys):
+def test_rows_with_wrong_types_are_repaired(tmp_path: Path, capsys):
     for seed, name in enumerate("abc"):
         image(seed).save(tmp_path / f"{name}.png")
     rows = [
@@ -182,12 +182,12 @@ def test_rows_that_only_lack_types_are_mended(tmp_path: Path, capsys):
         b'"caption_or_tags": "caf\xe9", "width": 96, "height": 96}'
     )
     assert fix([str(tmp_path / "data.jsonl"), "-o", str(tmp_path / "new.jsonl")]) == 0
-    mended = read_metadata(tmp_path / "new.jsonl")
-    assert not mended.problems
-    assert [mended.row(i).caption for i in range(3)] == ["one, two", "x", "café"]
-    assert [mended.row(i).is_tag_based for i in range(3)] == [True, False, False]
-    assert [mended.row(i).loss_weight for i in range(3)] == [1.0, 0.5, 1.0]
-    assert mended.row(1).filename == "b.png"
+    fixed = read_metadata(tmp_path / "new.jsonl")
+    assert not fixed.problems
+    assert [fixed.row(i).caption for i in range(3)] == ["one, two", "x", "café"]
+    assert [fixed.row(i).is_tag_based for i in range(3)] == [True, False, False]
+    assert [fixed.row(i).loss_weight for i in range(3)] == [1.0, 0.5, 1.0]
+    assert fixed.row(1).filename == "b.png"
 
 
 def test_fix_overwrites_nothing(flawed: Path):
@@ -198,7 +198,7 @@ def test_fix_overwrites_nothing(flawed: Path):
 
 
 @pytest.mark.parametrize("text", ["café", "naïve façade", "Ärger, Übermut", "日本語", "плюс", "a — b", "Â"])
-def test_only_what_was_decoded_wrongly_is_decoded_again(text: str):
+def test_only_wrongly_decoded_text_is_decoded_again(text: str):
     assert repaired_text(text) == text
     for name in ("latin-1", "cp1252"):
         wrong = text.encode().decode(name, errors="replace")

@@ -1,4 +1,4 @@
-"""Near duplicates are found exactly, whatever their number; what only shares a shape is none."""
+"""Near duplicates are found exactly, in any number; images of the same shape alone are not."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed, max_bits, flips):
     assert np.array_equal(found[:, None] == found[None], expected[:, None] == expected[None])
 
 
-def test_no_image_is_no_group():
+def test_no_images_give_no_groups():
     empty = group_near_duplicates(np.zeros((0, 2), np.uint64), np.zeros((0, 192), np.uint8), np.zeros(0))
     assert len(empty.labels) == 0
     assert empty.num_crowded == 0
 
 
-def test_images_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.MonkeyPatch):
+def test_images_that_were_not_compared_with_all_others_are_counted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 20)
     draw = np.random.default_rng(1)
     bits = draw.integers(0, 2**64, (60, 2), np.uint64)
