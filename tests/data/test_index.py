@@ -1,4 +1,4 @@
-"""The index of a JSONL is the JSONL: same rows, made anew when it changes, never half written."""
+"""The index of a JSONL has the same rows, is replaced when the file changes, and is never incomplete."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl")
 
     def open_ones() -> int:
-        # Other tests' threads open and close files of their own.
+        # Threads of other tests open and close files too.
         links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         return sum(link.resolve() == path.resolve() for link in links)
 

@@ -145,7 +145,7 @@ def test_a_hub_that_the_operator_names_is_allowed():
 
 
 def answers(*addresses: str):
-    """A resolver in place of the system's: whoever owns a name decides what it answers."""
+    """A resolver in place of the system's: the owner of a name decides its addresses."""
     entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
     return lambda *_, **__: entries
 
@@ -190,7 +190,7 @@ def test_a_given_name_that_was_public_does_not_become_private_later(monkeypatch:
 
 def test_a_given_private_name_may_change_its_private_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(STRICT, raising=False)
-    allowed = Allowed().and_given("http://nas-at-home.example/pictures")
+    allowed = Allowed().and_given("http://nas-at-home.example/images")
     for address in ("192.168.1.9", "192.168.1.77"):
         monkeypatch.setattr(socket, "getaddrinfo", answers(address))
         assert resolve("nas-at-home.example", 80, allowed) == [address]

@@ -140,7 +140,7 @@ def test_a_filled_cache_has_exactly_what_is_shown(
 @pytest.mark.parametrize("variants", [0, 1, 8])
 @pytest.mark.parametrize("count", [2, 3, 8, 12])
 def test_every_caption_of_an_image_is_shown_equally_often(count: int, variants: int) -> None:
-    """With a cache of variants too, whatever divides their number."""
+    """Also with a cache of variants, for any number of them."""
     rules = CaptionRules(0.0, shuffle_tags=True, tag_drop=0.0, lowercase=0.3, variants=variants)
     one = replace(row("a.png", "caption 0"), more_captions=tuple(f"caption {i}" for i in range(1, count)))
     shown = Counter(vary(one, showing, rules, seed=4).lower() for showing in range(5 * count))

@@ -122,7 +122,7 @@ def test_damage_is_seen_before_it_is_read(tmp_path: Path, where: str):
     assert not cache.has(key(0), sample(0))
     assert cache.get(key(0), sample(0)) is None
     assert numbers(cache, 2) == [2] * 6
-    assert put(cache, 0), "it can be made anew"
+    assert put(cache, 0), "it can be added again"
     cache.seal()
     assert cache.prune(lambda _key: True) == (1, 3)
     assert not list(cache.verify())

@@ -58,32 +58,32 @@ def is_whole(target: Path, content: bytes = CONTENT) -> bool:
 
 
 def after(limit: int) -> tuple[Watch, list[int]]:
-    """A watch that stops after so many bytes, and what it was told."""
-    told: list[int] = []
+    """A watch that stops after so many bytes, and the sizes reported to it."""
+    reported: list[int] = []
     return Watch(
-        lambda done, _size: told.append(done), stop_if(lambda: bool(told) and told[-1] >= limit)
-    ), told
+        lambda done, _size: reported.append(done), stop_if(lambda: bool(reported) and reported[-1] >= limit)
+    ), reported
 
 
 def test_a_file_comes_whole_with_its_sum(served: Files, tmp_path: Path):
-    told: list[tuple[int, int | None]] = []
-    watch = Watch(lambda done, size: told.append((done, size)), lambda: None)
+    reported: list[tuple[int, int | None]] = []
+    watch = Watch(lambda done, size: reported.append((done, size)), lambda: None)
     done = get(served, tmp_path / "x.safetensors", watch=watch)
     assert (done.sha256, done.size, done.is_checked) == (SHA256, len(CONTENT), False)
     assert is_whole(tmp_path / "x.safetensors")
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert reported[-1] == (len(CONTENT), len(CONTENT))
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["sum known", "sum unknown"])
 def test_a_stopped_download_goes_on_where_it_was(served: Files, tmp_path: Path, sha256: str | None):
     target = tmp_path / "x.safetensors"
-    watch, told = after(1_000_000)
+    watch, reported = after(1_000_000)
     with pytest.raises(Stopped):
         get(served, target, sha256, watch)
     assert not target.exists()
     get(served, target, sha256)
     assert is_whole(target)
-    assert served.ranges() == [None, f"bytes={told[-1]}-"]
+    assert served.ranges() == [None, f"bytes={reported[-1]}-"]
 
 
 def test_a_connection_that_breaks_is_taken_up_again(served: Files, tmp_path: Path):
@@ -240,18 +240,18 @@ def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
     assert len(served.requests) == before
 
 
-@pytest.mark.parametrize("tell", ["hub", "nothing"])
-def test_what_is_there_already_is_known_again(served: Files, tmp_path: Path, tell: str):
+@pytest.mark.parametrize("metadata", ["hub", "nothing"])
+def test_an_existing_file_is_recognized(served: Files, tmp_path: Path, metadata: str):
     target, path = tmp_path / "x", "/me/model/resolve/main/x"
     served.moved[path] = f"{served.url}/x.safetensors"
-    if tell == "hub":
+    if metadata == "hub":
         served.linked[path] = CONTENT
     client = DownloadClient(LOCAL, served.url)
     facts = facts_of(client, client.hub_url("me/model", "x", "main"), QUIET)
     assert facts.size == len(CONTENT)
     for content, known in ((CONTENT, SHA256), (CONTENT[::-1], None), (CONTENT[:-1], None)):
         target.write_bytes(content)
-        assert already_there(facts, target, QUIET) == (known if tell == "hub" else None)
+        assert already_there(facts, target, QUIET) == (known if metadata == "hub" else None)
 
 
 def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: Path):
