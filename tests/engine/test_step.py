@@ -201,7 +201,7 @@ def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]
     state, batch = state_and_batch(make_config())
     read: list[str] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue]
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue, reportUntypedBaseClass]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
                 read.append(str(func))
@@ -243,7 +243,7 @@ def test_a_step_makes_nothing_on_the_cpu(
     objective = replace(state.objective, empty_text=there(state.objective.empty_text))
     here: list[str] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue]
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue, reportUntypedBaseClass]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             found = func(*args, **(kwargs or {}))
             here.extend(str(func) for one in tree_leaves(found) if getattr(one, "is_cpu", False))

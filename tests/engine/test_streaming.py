@@ -25,9 +25,9 @@ from flowloom.errors import ConfigError
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.families.flux1 import FAMILY as FLUX1
 from flowloom.run.directory import RunDir
-from tests.engine.test_flux1 import make_transformer
 from tests.engine.test_resume import change_by_flags, losses, stop_after
 from tests.engine.test_run import events
+from tests.fakes.tiny_pipelines import make_flux1_transformer
 
 CPU = torch.device("cpu")
 LORA = {"rank": 2, "alpha": 2}
@@ -257,7 +257,7 @@ def test_what_cannot_be_streamed_is_rejected_with_its_key(make_config: Callable[
 
 def test_flux1_is_streamed_with_equal_predictions_and_gradients() -> None:
     def network() -> nn.Module:
-        model = make_transformer(is_dev=True).requires_grad_(False)
+        model = make_flux1_transformer(is_dev=True).requires_grad_(False)
         attach(model, "lora", 2, 2, ["attn"])
         return model
 

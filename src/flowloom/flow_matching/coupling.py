@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
+from scipy import optimize
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,5 +23,6 @@ def optimal_transport(latents: Tensor, noise: Tensor) -> Tensor:
         noise: same shape.
     """
     directions, targets = (normalize(rows.flatten(1).float(), dim=1) for rows in (latents, noise))
-    _, order = linear_sum_assignment((directions @ targets.T).cpu().numpy(), maximize=True)
+    similarity = (directions @ targets.T).cpu().numpy()
+    order: NDArray[np.int64] = optimize.linear_sum_assignment(similarity, maximize=True)[1]
     return torch.from_numpy(order).to(latents.device)

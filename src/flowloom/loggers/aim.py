@@ -41,7 +41,7 @@ class Aim(LoggerSpec):
             raise cannot_open("aim", error, "pip install 'flowloom[aim]'") from error
         hash_path = run_dir / "aim_run_hash"
         try:
-            run = aim.Run(
+            run: Any = aim.Run(  # pyright: ignore[reportAttributeAccessIssue] -- optional
                 run_hash=self.run_hash or remembered(hash_path),
                 repo=self.repo or str(run_dir),
                 experiment=printable(self.experiment or run_dir.name),

@@ -72,7 +72,7 @@ def previews(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, 
         return
     folder = run_dir / event["dir"]
     records_path = folder / "samples.json"
-    records = json.loads(records_path.read_text()) if records_path.exists() else []
+    records: list[dict[str, Any]] = json.loads(records_path.read_text()) if records_path.exists() else []
     prompts = {record["file"]: record.get("prompt", "") for record in records}
     for path in sorted(path for path in folder.iterdir() if path.suffix in COMMON_SUFFIXES):
         yield f"samples/{path.stem}", path, prompts.get(path.name, "")

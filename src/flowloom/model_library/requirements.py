@@ -10,6 +10,7 @@ from typing import Any
 from flowloom.config.model_files import cached_files, missing_model_files
 from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_object
 from flowloom.model_library.catalog import Offer, offer_for
 from flowloom.model_library.scan import Folder, find_in, look, walk
 from flowloom.model_library.scan import ModelFile as FoundModel
@@ -233,5 +234,5 @@ def _is_t5s(config: Path) -> bool:
 
 def _has_t5s_ids(tokenizer: Path) -> bool:
     added = read_small_json(tokenizer, 2**24).get("added_tokens")
-    ids = {token.get("content"): token.get("id") for token in added or () if isinstance(token, dict)}
+    ids = {token.get("content"): token.get("id") for token in added or () if is_object(token)}
     return ids.get("<pad>") == 0 and ids.get("</s>") == 1

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from flowloom.errors import WeightsError
+from flowloom.json_types import is_object
 from flowloom.model_library.adapters import AdapterFacts, read_adapter_facts
 from flowloom.model_library.untrained import is_untrained
 from flowloom.models.architectures import Kind
@@ -142,7 +143,7 @@ def _models_in(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def _shards_of(index: Path) -> list[str]:
     shards = read_small_json(index, 2**25).get("weight_map")
-    return [name for name in shards.values() if isinstance(name, str)] if isinstance(shards, dict) else []
+    return [name for name in shards.values() if isinstance(name, str)] if is_object(shards) else []
 
 
 def _files_of(path: Path) -> list[Path]:

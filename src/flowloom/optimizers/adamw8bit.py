@@ -20,7 +20,7 @@ class AdamW8bit(AdamSettings, OptimizerSpec):
     """Smaller parameters keep float32 states."""
 
     def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
-        device_types = {parameter.device.type for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
+        device_types: set[str] = {parameter.device.type for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
         if device_types - {"cuda", "xpu", "cpu"}:
             raise _cannot(f"bitsandbytes has no 8-bit AdamW for {', '.join(sorted(device_types))}")
         try:

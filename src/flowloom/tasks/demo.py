@@ -11,6 +11,7 @@ import flowloom
 from flowloom.config.flow_format.read import load_config
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_object
 from flowloom.run.directory import RunDir
 from flowloom.run.task import Command
 from flowloom.tasks.base import FormTask
@@ -98,7 +99,7 @@ class _DemoTask(FormTask[RunConfig]):
         home = run_dir.path.absolute().parents[1]
         data, models = folders_in(home)
         sections = demo_sections(data, model_section(models / "chroma.safetensors", models))
-        overrides = {name: keys for name, keys in config.items() if isinstance(keys, dict)}
+        overrides = {name: keys for name, keys in config.items() if is_object(keys)}
         merged = {name: sections.get(name, {}) | keys for name, keys in overrides.items()}
         FLOW.prepare(sections | config | merged, run_dir, source, self.name)
 

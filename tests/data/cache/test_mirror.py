@@ -35,7 +35,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A store with several shards, each of several pieces."""
     monkeypatch.setattr(mirror, "PIECE_BYTES", 1000)
     bucket = Bucket()
-    cache = Cache(RemoteShards(bucket, tmp_path / "writer", "s3://x"), shard_bytes=3000)
+    cache = Cache(RemoteShards(bucket, tmp_path / "writer", "s3://x"), shard_bytes=3000)  # pyright: ignore[reportArgumentType]
     for i in range(NUM_RECORDS):
         put(cache, i)
     cache.seal()
@@ -44,7 +44,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 
 def opened(bucket: Bucket, spool: Path, limit: int = 2**30) -> tuple[Cache, RemoteShards]:
-    store = RemoteShards(bucket, spool, "s3://x", limit)
+    store = RemoteShards(bucket, spool, "s3://x", limit)  # pyright: ignore[reportArgumentType]
     return Cache(store), store
 
 

@@ -239,12 +239,12 @@ def test_pruning_keeps_what_is_kept_and_merges_what_is_twice(tmp_path: Path):
 
 def test_an_object_store_holds_the_same(tmp_path: Path):
     bucket = Bucket()
-    cache = Cache(RemoteShards(bucket, tmp_path / "a", "s3://x"), shard_bytes=3000)
+    cache = Cache(RemoteShards(bucket, tmp_path / "a", "s3://x"), shard_bytes=3000)  # pyright: ignore[reportArgumentType]
     for i in range(40):
         put(cache, i)
     cache.seal()
     assert not list((tmp_path / "a").iterdir())
-    cache = Cache(RemoteShards(bucket, tmp_path / "b", "s3://x"))
+    cache = Cache(RemoteShards(bucket, tmp_path / "b", "s3://x"))  # pyright: ignore[reportArgumentType]
     assert cache.has(key(7), sample(7))
     before = bucket.reads
     assert numbers(cache, 7) == [7] * 16
@@ -262,6 +262,6 @@ def test_what_was_sealed_and_not_sent_is_sent_by_the_next(tmp_path: Path):
     writer = ShardWriter(tmp_path)
     writer.append("numbers", key(1), sample(1), np.full((2, 2), 1, np.float32), "float32")
     writer.seal()
-    cache = Cache(RemoteShards(bucket, tmp_path, "s3://x"))
+    cache = Cache(RemoteShards(bucket, tmp_path, "s3://x"))  # pyright: ignore[reportArgumentType]
     assert numbers(cache, 1) == [1] * 4
     assert len(bucket.things) == 1

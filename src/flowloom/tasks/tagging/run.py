@@ -310,7 +310,7 @@ def existing_captions(store: CaptionStore, target: Target) -> list[Existing]:
     Raises:
         DataError: one cannot be read.
     """
-    result = []
+    result: list[Existing] = []
     for place in target.places:
         data = store.read(place)
         caption = store.caption(place, data)

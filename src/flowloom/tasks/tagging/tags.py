@@ -124,7 +124,7 @@ class TagRules:
         """Tags in their order, as they are written; without those on the blacklist."""
         if self.config.order == "score":
             numbers = numbers[np.argsort(-probabilities[numbers], kind="stable")]
-        names = [self.labels.names[number] for number in numbers]
+        names = [self.labels.names[number] for number in numbers.tolist()]
         tags = [tag for name in names for tag in self._spellings(name)]
         return sorted(tags, key=str.lower) if self.config.order == "alphabet" else tags
 
@@ -147,7 +147,7 @@ class TagRules:
         ratings = self._of[RATING]
         if self.config.rating == "off" or not len(ratings):
             return tags
-        best = self.labels.names[ratings[probabilities[ratings].argmax()]]
+        best = self.labels.names[int(ratings[probabilities[ratings].argmax()])]
         rating = [f"{self.config.rating_prefix}{best}"]
         return rating + tags if self.config.rating == "first" else tags + rating
 
