@@ -151,7 +151,7 @@ def test_repeats_regularisation_and_what_is_held_out_are_counted_as_sd_scripts_c
         assert {
             "batches": ours.batches,
             "repeated": ours.repeated,
-            "pictures": ours.pictures,
+            "pictures": ours.num_images,
             "rows": rows,
         } == theirs, datasets
 

@@ -24,5 +24,5 @@ def optimal_transport(latents: Tensor, noise: Tensor) -> Tensor:
     """
     directions, targets = (normalize(rows.flatten(1).float(), dim=1) for rows in (latents, noise))
     similarity = (directions @ targets.T).cpu().numpy()
-    order: NDArray[np.int64] = optimize.linear_sum_assignment(similarity, maximize=True)[1]
+    order: NDArray[np.int64] = optimize.linear_sum_assignment(similarity, maximize=True)[1]  # pyright: ignore[reportUnknownVariableType]
     return torch.from_numpy(order).to(latents.device)

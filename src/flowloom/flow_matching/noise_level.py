@@ -33,8 +33,7 @@ def uniform_quantile(u: Tensor) -> Tensor:
 
 def logit_normal_quantile(u: Tensor, mean: float, std: float) -> Tensor:
     """The sigmoid of a normal variable (Esser et al. 2024, arXiv:2403.03206, section 3.1)."""
-    normal: Tensor = torch.special.ndtri(u.double())
-    return torch.sigmoid(mean + std * normal).float()
+    return torch.sigmoid(mean + std * torch.special.ndtri(u.double())).float()  # pyright: ignore[reportUnknownArgumentType]
 
 
 def shifted_quantile(u: Tensor, shift: float) -> Tensor:

@@ -41,7 +41,7 @@ class Aim(LoggerSpec):
             raise cannot_open("aim", error, "pip install 'flowloom[aim]'") from error
         hash_path = run_dir / "aim_run_hash"
         try:
-            run: Any = aim.Run(  # pyright: ignore[reportAttributeAccessIssue] -- optional
+            run: Any = aim.Run(  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
                 run_hash=self.run_hash or remembered(hash_path),
                 repo=self.repo or str(run_dir),
                 experiment=printable(self.experiment or run_dir.name),
@@ -50,7 +50,7 @@ class Aim(LoggerSpec):
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise cannot_open("aim", error, "Check loggers.repo and loggers.run_hash.") from error
-        remember(hash_path, run.hash)
+        remember(hash_path, run.hash)  # pyright: ignore[reportUnknownArgumentType]
         run["config"] = config
         return _AimLogger(self, run_dir, aim, run)
 

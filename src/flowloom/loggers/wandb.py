@@ -48,7 +48,7 @@ class WandB(LoggerSpec):
             raise cannot_open("wandb", "WANDB_API_KEY is not set", hint)
         id_path = run_dir / "wandb" / "run_id"
         try:
-            run = wandb.init(
+            run = wandb.init(  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
                 project=printable(self.project),
                 entity=self.entity,
                 name=printable(self.run or run_dir.name),

@@ -23,7 +23,7 @@ from flowloom.trainers.kohya.families import FACTS
 
 SECONDS_KNOWN = 30
 PATIENCE_S = 20
-"""For a Python to start, perhaps from a slow disk."""
+"""Seconds for Python to start, perhaps from a slow disk."""
 _LATER = {"kohya": {"bitsandbytes", "tensorboard"}}
 """Modules that a run configured by the studio imports later."""
 _IMPORT = re.compile(r"^(?:import ([\w., ]+)|from ([\w.]+) import ([\w, ]+|\())", re.MULTILINE)
@@ -56,12 +56,12 @@ def versions_of(python: str, checkout: Path) -> dict[str, str]:
     found = {"flowloom": flowloom.__version__}
     if revision := revision_of(checkout).removeprefix(" at "):
         found[checkout.name] = revision
-    words = [python, "-c", _VERSIONS, *_RECORDED]
+    command = [python, "-c", _VERSIONS, *_RECORDED]
     try:
-        asked = subprocess.run(
-            words, cwd=checkout, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        done = subprocess.run(
+            command, cwd=checkout, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
-        return found | json.loads(asked.stdout)
+        return found | json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return found
 
@@ -141,7 +141,7 @@ def _kohyas_scripts() -> list[str]:
 def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
     """Modules that the checkout's Python does not find, or the problem with that Python."""
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             [checkout.python, "-c", _FIND, *modules],
             cwd=checkout.path,
             capture_output=True,
@@ -151,9 +151,7 @@ def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"working Python: {error}"]
-    return (
-        asked.stdout.split() if not asked.returncode else [f"working Python: {asked.stderr.strip()[-300:]}"]
-    )
+    return done.stdout.split() if not done.returncode else [f"working Python: {done.stderr.strip()[-300:]}"]
 
 
 def _imports_of(checkout: Path, scripts: list[str]) -> tuple[set[Path], set[str]]:
@@ -213,8 +211,8 @@ def revision_of(path: Path) -> str:
     if not (path / ".git").exists():
         return ""
     try:
-        words = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
-        asked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        command = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return f" at {asked.stdout.strip()}" if not asked.returncode and asked.stdout else ""
+    return f" at {done.stdout.strip()}" if not done.returncode and done.stdout else ""

@@ -124,8 +124,8 @@ class TagRules:
         """Tags in their order, as they are written; without those on the blacklist."""
         if self.config.order == "score":
             numbers = numbers[np.argsort(-probabilities[numbers], kind="stable")]
-        names = [self.labels.names[number] for number in numbers.tolist()]
-        tags = [tag for name in names for tag in self._spellings(name)]
+        names = [self.labels.names[number] for number in numbers.tolist()]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        tags = [tag for name in names for tag in self._spellings(name)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         return sorted(tags, key=str.lower) if self.config.order == "alphabet" else tags
 
     def _spellings(self, name: str) -> list[str]:

@@ -128,7 +128,7 @@ def _open_session(path: Path, device: str) -> Any:
     if has_cuda and device != "cpu":
         onnxruntime.preload_dlls()  # CUDA's libraries as torch brought them
         providers.insert(0, "CUDAExecutionProvider")
-    options: Any = onnxruntime.SessionOptions()
+    options: Any = onnxruntime.SessionOptions()  # pyright: ignore[reportUnknownVariableType]
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)

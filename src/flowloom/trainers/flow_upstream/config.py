@@ -21,7 +21,7 @@ from flowloom.config.keys import nearest
 from flowloom.errors import Problem
 from flowloom.schema import Section
 
-# The keys of FLOW's rarer trainers are taken as they come; `strange_keys` refuses those that no trainer has.
+# Keys of FLOW's rarer trainers are not validated; `strange_keys` refuses those that no trainer has.
 _OPEN = ConfigDict(extra="allow")
 
 
@@ -32,11 +32,11 @@ class UpstreamTraining(TrainingSection):
     offload_param_count: Count = 0
     """Frozen parameters moved to the CPU while the optimizer works; older trainers only."""
     save_folder: str = ""
-    """Where checkpoints go; none: into the run's own directory."""
+    """Folder of checkpoints. None: the run directory."""
     aim_path: str = ""
-    """Aim's folder, which FLOW cannot do without; none: in the run's own directory."""
+    """Aim's folder, which FLOW needs. None: in the run directory."""
     aim_experiment_name: str | None = None
-    """Aim's name for it."""
+    """Name of the run in Aim."""
 
 
 class UpstreamInference(InferenceSection):
@@ -63,9 +63,9 @@ class UpstreamConfig(Section):
     """A run of FLOW itself."""
 
     checkout: str = ""
-    """Folder of FLOW, one of those that the owner of this machine has named; none: the one named last."""
+    """Checkout of FLOW, one of those registered on this machine. None: the last registered."""
     trainer: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")] = "train_mp.py"
-    """A script at its top, or a trainer's module such as src.trainer.train_chroma."""
+    """A script at the top of the checkout, or a trainer's module such as src.trainer.train_chroma."""
     training: UpstreamTraining = UpstreamTraining()
     inference: UpstreamInference = UpstreamInference()
     extra_inference_config: list[UpstreamInference] = []
@@ -76,8 +76,10 @@ class UpstreamConfig(Section):
 
     @property
     def sections(self) -> dict[str, BaseModel]:
-        """FLOW's sections that it has, by path."""
-        extra = {f"extra_inference_config.{i}": one for i, one in enumerate(self.extra_inference_config)}
+        """The sections of FLOW in this configuration, by path."""
+        extra = {
+            f"extra_inference_config.{i}": section for i, section in enumerate(self.extra_inference_config)
+        }
         found: dict[str, BaseModel] = {
             "training": self.training,
             "inference": self.inference,
@@ -89,7 +91,7 @@ class UpstreamConfig(Section):
 
 
 def strange_keys(config: UpstreamConfig, taken: Collection[str] = ()) -> Iterator[Problem]:
-    """The keys that none of FLOW's trainers knows, but for those that the chosen one has taken."""
+    """Problems for keys that no FLOW trainer knows, except `taken`, which the chosen trainer accepts."""
     for place, section in config.sections.items():
         for name in section.model_extra or {}:
             path = f"{place}.{name}"

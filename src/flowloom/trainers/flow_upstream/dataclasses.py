@@ -1,4 +1,4 @@
-"""Which keys a checkout of FLOW takes: its dataclasses, read and not run.
+"""The keys that a checkout of FLOW accepts, read from its dataclasses without running it.
 
 FLOW builds `TrainingConfig(**json["training"])` and so on: a key too many or too few ends it before it
 trains, and which ones they are differs from revision to revision, and from trainer to trainer.
@@ -25,7 +25,7 @@ _FILE = re.compile(r"""["'](\w+\.json)["']""")
 
 @dataclass(frozen=True)
 class Keys:
-    """Of one section."""
+    """The keys of a section."""
 
     needed: frozenset[str]
     allowed: frozenset[str]
@@ -33,7 +33,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class FlowTrainer:
-    """One of FLOW's trainers, as it stands in a checkout."""
+    """A trainer in a checkout of FLOW."""
 
     script: Path
     """A script at the checkout's top, or the module itself."""
@@ -41,19 +41,19 @@ class FlowTrainer:
     """Dotted, `src.trainer.train_chroma`."""
     sections: dict[str, Keys]
     config_names: frozenset[str]
-    """Files that it may look for in the folder where it is started."""
+    """Files that it may read from the folder where it is started."""
 
     wants_main: bool
-    """True if its ranks need more than their numbers, which only its `main` provides."""
+    """True if its ranks need arguments that only its `main` provides."""
 
     @property
     def is_script(self) -> bool:
-        """True if it is started by its own script."""
+        """True if a script starts it."""
         return self.script.stem != self.module.rpartition(".")[2]
 
 
 def read_trainer(checkout: Path, name: str) -> FlowTrainer | None:
-    """The trainer called `name`, `train_mp.py` or `src.trainer.train_chroma`; None: there is none."""
+    """The trainer called `name`, `train_mp.py` or `src.trainer.train_chroma`; None if there is none."""
     if name.endswith(".py"):
         script = checkout / name
         found = _IMPORT.search(_text(script))
@@ -72,7 +72,7 @@ def read_trainer(checkout: Path, name: str) -> FlowTrainer | None:
 
 
 def names_of_trainers(checkout: Path) -> list[str]:
-    """The scripts at the top of a checkout that start a trainer, and its trainers."""
+    """The scripts at the top of a checkout that start a trainer, and the trainer modules."""
     scripts = [path.name for path in sorted(checkout.glob("train_*.py")) if _IMPORT.search(_text(path))]
     modules = sorted((checkout / "src" / "trainer").glob("train_*.py"))
     return [*scripts, *(f"src.trainer.{path.stem}" for path in modules)]
@@ -83,10 +83,10 @@ IMPORTABLE = "51ee4e6"
 
 
 def wrong_calls(path: Path, checkout: Path) -> list[str]:
-    """Calls in a module that end its import: of its dataclasses, with a key that they do not have."""
+    """Calls of dataclasses with unknown keys, which would end the import of a module."""
     try:
         with warnings.catch_warnings():
-            # Of its regular expressions: they are its own business.
+            # Warnings about the regular expressions of other people's code.
             warnings.simplefilter("ignore")
             tree = ast.parse(_text(path))
     except SyntaxError as error:
@@ -111,7 +111,7 @@ def wrong_calls(path: Path, checkout: Path) -> list[str]:
 
 
 def _is_data(node: ast.ClassDef) -> bool:
-    """True for a dataclass without base classes, whose own fields are all of its parameters."""
+    """True for a dataclass without base classes, whose fields are all of its parameters."""
     parts = [part for one in node.decorator_list for part in ast.walk(one)]
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     return "dataclass" in names and not node.bases

@@ -1,9 +1,8 @@
-"""FLOW itself: lodestone-rock/flow in a checkout that the owner of this machine has named.
+"""FLOW itself: lodestone-rock/flow in a registered checkout.
 
-The run directory holds FLOW's configuration in `flow/`, where FLOW is started: it finds it there under the
-name that it looks for, and writes nothing into its checkout. FLOW takes a run up from weights alone: its
-optimizer begins anew, and its data at the beginning of an epoch, as its own `offset` would shorten every
-epoch that follows.
+FLOW is started in `flow/` in the run directory, which has its configuration under the name that it expects,
+so that it writes nothing into its checkout. FLOW resumes from weights only: with a new optimizer state, and
+at the start of an epoch, because its `offset` would shorten every later epoch.
 """
 
 from __future__ import annotations
@@ -140,11 +139,11 @@ class FlowUpstream(TrainerBackend):
             content = _resumed(content, run_dir)
         for name in trainer.config_names:
             write_json(folder / name, content)
-        words = [flow_start.__file__, str(checkout.path), trainer.module, "training_config.json"]
+        arguments = [flow_start.__file__, str(checkout.path), trainer.module, "training_config.json"]
         if trainer.is_script:
-            words = [str(trainer.script)]
+            arguments = [str(trainer.script)]
         environment = {"PYTHONUNBUFFERED": "1"}
-        return Command([str(checkout.python), *words], environment, folder, checkout.path)
+        return Command([str(checkout.python), *arguments], environment, folder, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         # FLOW prints neither its loss nor its learning rate.

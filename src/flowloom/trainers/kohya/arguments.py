@@ -34,23 +34,23 @@ OWNED = frozenset(
         "wandb_api_key",
     }
 )
-"""Arguments that would lead elsewhere, or hold a secret."""
+"""Arguments that the studio sets, or that hold a secret."""
 _PRESET = re.compile(r"[\w-]*")
-"""Names of LyCORIS' own presets are words; it opens all else as a file."""
+"""Names of LyCORIS' presets; any other value is the path of a file."""
 _OF_PATHS = re.compile(r"(^|_)(path|dir|folder|file|weights)s?$")
 Known = dict[str, bool]
-"""Names of arguments, and whether a value follows."""
+"""Names of arguments, with True if a value follows."""
 
 
 @dataclass
 class _Function:
     arguments: Known = field(default_factory=dict)
     calls: list[tuple[str | None, str]] = field(default_factory=list)
-    """Module, where one is named, and function."""
+    """Module (None: the same) and function."""
 
 
 def known_arguments(checkout: Path, script: str) -> Known:
-    """Every argument that `setup_parser` of `script` adds, in the checkout; empty where that is not there."""
+    """Every argument that `setup_parser` of `script` adds, in the checkout; empty if that is missing."""
     path = checkout / script
     try:
         return dict(_known(checkout, script, path.stat().st_mtime_ns))
@@ -63,9 +63,9 @@ def _known(checkout: Path, script: str, _changed: int) -> Known:
     modules = {path.stem: path for path in (*checkout.glob("*.py"), *checkout.glob("library/*.py"))}
     read: dict[str, dict[str, _Function]] = {}
     found: Known = {}
-    todo, seen = [(Path(script).stem, "setup_parser")], set[tuple[str, str]]()
-    while todo:
-        module, name = todo.pop()
+    queue, seen = [(Path(script).stem, "setup_parser")], set[tuple[str, str]]()
+    while queue:
+        module, name = queue.pop()
         if (module, name) in seen or module not in modules:
             continue
         seen.add((module, name))
@@ -74,14 +74,14 @@ def _known(checkout: Path, script: str, _changed: int) -> Known:
         function = read[module].get(name)
         if function:
             found |= function.arguments
-            todo += [(there or module, called) for there, called in function.calls]
+            queue += [(there or module, called) for there, called in function.calls]
     return found
 
 
 def _functions(path: Path) -> dict[str, _Function]:
-    """Those of a module, and by their names here those that it takes from others."""
+    """The functions of a module, and those it imports, by their names in it."""
     with warnings.catch_warnings():
-        # Of its regular expressions: they are its own business.
+        # Warnings about the regular expressions of other people's code.
         warnings.simplefilter("ignore")
         tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {
@@ -117,14 +117,14 @@ def _argument(call: ast.Call) -> Iterator[tuple[str, bool]]:
 
 
 def path_in(argument: str) -> str:
-    """The path that NAME=VALUE of network_args names, as LyCORIS' `preset=FILE` does; empty where none."""
+    """The path in NAME=VALUE of network_args, such as LyCORIS' `preset=FILE`; empty if there is none."""
     name, _, value = argument.partition("=")
     is_file = name.strip() == "preset" and not _PRESET.fullmatch(value.strip())
     return value if is_file or "/" in value or value.startswith("~") or _OF_PATHS.search(name) else ""
 
 
 def absolute_in(argument: str) -> str:
-    """NAME=VALUE with its path absolute: sd-scripts works in another folder than the studio."""
+    """NAME=VALUE with its path absolute: sd-scripts runs in another folder than the studio."""
     path = path_in(argument)
     return f"{argument.removesuffix(path)}{Path(path).expanduser().absolute()}" if path else argument
 
@@ -132,12 +132,12 @@ def absolute_in(argument: str) -> str:
 def raw_problems(text: str, known: Known) -> Iterator[Problem]:
     """Problems with raw arguments."""
     try:
-        words = shlex.split(text)
+        arguments = shlex.split(text)
     except ValueError as error:
-        yield Problem("raw_arguments", f"cannot be split into words: {error}.")
+        yield Problem("raw_arguments", f"cannot be split into arguments: {error}.")
         return
     may_be_value = False
-    for word in words:
+    for word in arguments:
         name = word.partition("=")[0].removeprefix("--")
         if "/" in word or "\\" in word or word.startswith("~"):
             yield Problem(
@@ -149,7 +149,7 @@ def raw_problems(text: str, known: Known) -> Iterator[Problem]:
                     "raw_arguments", f"{word!r} belongs to no argument: they begin with two dashes."
                 )
             continue
-        # Where no argument is known, each may have a value.
+        # If no argument is known, each may have a value.
         may_be_value = known.get(name, not known)
         if known and name not in known:
             close = difflib.get_close_matches(name, known, n=1)

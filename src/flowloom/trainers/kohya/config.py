@@ -1,6 +1,6 @@
-"""The configuration of a run of Kohya's sd-scripts: its own names of things, typed, in sections.
+"""The configuration of a run of Kohya's sd-scripts: sd-scripts' names, typed, in sections.
 
-What is null is left to the family's right value (families.py), or to sd-scripts.
+A null value means the family's default (families.py) or sd-scripts'.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Warmup = Annotated[float, Field(ge=0, lt=1)]
 def as_resolution(value: Any) -> Any:
     """`512`, `"512"`, `"512,768"` or `[512, 768]` as one side of a square, or as width and height."""
     if isinstance(value, str):
-        words = value.split(",")
-        value = [int(word) for word in words] if all(word.strip().isdecimal() for word in words) else value
+        parts = value.split(",")
+        value = [int(part) for part in parts] if all(part.strip().isdecimal() for part in parts) else value
     is_square = is_sequence(value) and len(value) in (1, 2) and len(set(map(str, value))) == 1
     return value[0] if is_square else value
 

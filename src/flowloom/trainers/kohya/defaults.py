@@ -1,4 +1,4 @@
-"""sd-scripts' own defaults: what an imported file means where it states nothing.
+"""sd-scripts' own defaults: the values of keys that an imported file leaves out.
 
 They differ from this studio's: without a stated value sd-scripts trains the text encoder, for example, and
 uses no buckets.
@@ -20,7 +20,7 @@ DATASET: Values = {
     "bucket_no_upscale": False,
     "validation_split": 0.0,
 }
-"""Of a dataset; sd-scripts has no default for `resolution`."""
+"""Defaults of a dataset; sd-scripts has none for `resolution`."""
 SUBSET: Values = {
     "num_repeats": 1,
     "class_tokens": None,
@@ -47,7 +47,7 @@ HUB: Values = {
     "async_upload": False,
     "save_state_to_huggingface": False,
 }
-"""Only where a repository is named; without a stated visibility sd-scripts makes a private one."""
+"""Only with a repository; without a visibility, sd-scripts creates a private one."""
 _SECTIONS: dict[str, Values] = {
     "network": {
         "network_module": None,
@@ -146,7 +146,7 @@ _OF_FAMILIES: dict[str, dict[str, Values]] = {
         "sampling": {"width": 1024, "height": 1024, "steps": 38, "scale": 3.5},
     },
 }
-"""Other values of their scripts; keys of SD 1.5 that its script may not know are left out."""
+"""Other defaults of these scripts, without keys of SD 1.5 that the script may not know."""
 
 
 def defaults_of(family: str) -> dict[str, Values]:

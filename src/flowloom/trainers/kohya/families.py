@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one family."""
+    """Scripts and defaults of a family."""
 
     title: str
     lora_script: str
@@ -18,13 +18,13 @@ class Facts:
     needed: tuple[str, ...]
     """Keys of `model` that must be given."""
     values: dict[str, Any] = field(default_factory=dict)
-    """sd-scripts' keys with the values that are right where nothing else is said."""
+    """Values of sd-scripts' keys that are right for the family by default."""
     flows: bool = True
     """True if its scripts accept the keys of `flow`."""
     side: int = 64
     """Minimum step between image sides."""
     metadata_script: str | None = None
-    """Of whole networks, where captions come from a file; None: the same as full_script."""
+    """Script for full fine-tunes with captions in a file; None: full_script."""
 
 
 FACTS = {
@@ -58,7 +58,7 @@ FACTS = {
             "network_train_unet_only": True,
         },
     ),
-    # Its script asserts the mask alone; its defaults of guidance and prediction are FLUX's, and wrong here.
+    # Its script asserts only the mask; its defaults for guidance and prediction are FLUX's, and wrong here.
     "chroma": Facts(
         "Chroma", "flux_train_network.py", None, "networks.lora_flux",
         ("pretrained_model_name_or_path", "ae", "t5xxl"),
@@ -70,4 +70,4 @@ FACTS = {
     ),
 }  # fmt: skip
 SAMPLING = {"chroma": {"g": 0.0, "l": 4.0}, "flux": {"g": 3.5, "l": 1.0}}
-"""Of prompts: --g and --l, where nothing else is said; sd-scripts' own are wrong for Chroma."""
+"""Defaults of prompts, --g and --l; sd-scripts' own are wrong for Chroma."""

@@ -19,11 +19,11 @@ STYLES = {
     "metadata_file": ("is_reg", "class_tokens", "caption_extension", "conditioning_data_dir"),
     "conditioning_data_dir": ("is_reg", "class_tokens", "alpha_mask"),
 }
-"""Keys that decide what sd-scripts takes a folder for, and those that it then refuses."""
+"""Keys that decide how sd-scripts reads a folder, and the keys that it then refuses."""
 
 
 def script_of(config: KohyaConfig) -> str | None:
-    """The script that trains it; None: sd-scripts has none."""
+    """The script that trains this configuration; None if sd-scripts has none."""
     facts = FACTS[config.family]
     if config.method == "lora":
         return facts.lora_script
@@ -41,7 +41,7 @@ def _subsets(config: KohyaConfig) -> Iterator[ImageFolder]:
 
 
 def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
-    """The script's arguments by name, as config.toml holds them; `folder` is the run's directory."""
+    """The script's arguments by name, as in config.toml; `folder` is the run's directory."""
     values = _chosen(config) | {
         "dataset_config": str(folder / "dataset.toml"),
         "output_dir": str(folder / "checkpoints"),
@@ -51,7 +51,7 @@ def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
         "console_log_simple": True,
     }
     if config.hub.huggingface_repo_id:
-        # An empty folder as well: sd-scripts uploads nothing where none is named.
+        # Also if the folder is empty: without one, sd-scripts uploads nothing.
         values |= config.hub.model_dump(mode="json")
     if any(style_of(subset) == "conditioning_data_dir" for subset in _subsets(config)):
         values["masked_loss"] = True
@@ -59,7 +59,7 @@ def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
 
 
 def _sampling(sampling: Sampling, folder: Path) -> dict[str, Any]:
-    """When images are generated, and from which file; nothing where there is no prompt."""
+    """The steps at which previews are generated, and the prompt file; empty without a prompt."""
     if not sampling.prompts:
         return {}
     names = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
@@ -68,7 +68,7 @@ def _sampling(sampling: Sampling, folder: Path) -> dict[str, Any]:
 
 
 def _chosen(config: KohyaConfig) -> dict[str, Any]:
-    """The values of the configuration, with the family's defaults where it has none."""
+    """The values of the configuration, with the family's defaults for missing ones."""
     facts = FACTS[config.family]
     values: dict[str, Any] = dict(facts.values)
     for name in _SECTIONS:
@@ -103,7 +103,7 @@ def write_files(config: KohyaConfig, folder: Path) -> None:
 
 
 def prompt_lines(config: KohyaConfig) -> list[str]:
-    """Prompts with their options, as sd-scripts takes them; what a line states itself wins."""
+    """Prompts with their options, as sd-scripts reads them; options in a line override the keys."""
     sampling = config.sampling
     right = SAMPLING.get(config.family, {})
     shared = {
@@ -120,9 +120,9 @@ def prompt_lines(config: KohyaConfig) -> list[str]:
 
 
 def _line(prompt: Prompt, usual: dict[str, str]) -> str:
-    # What sd-scripts does not know as an option stays part of the prompt.
+    # Unknown options stay part of the prompt.
     text = _plain(" ".join([prompt.text, *prompt.unknown]))
-    # A line that begins with a hash is a remark.
+    # A line that begins with a hash is a comment.
     return Prompt(f"{' ' * text.startswith('#')}{text}", usual | prompt.options).line
 
 
@@ -132,7 +132,7 @@ def _given(sampling: Sampling, name: str, right: float | None) -> float | None:
 
 
 def _plain(value: Any) -> str:
-    """On one line, where what begins with two dashes is an option."""
+    """`text` on one line, without the two dashes that would begin an option."""
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split()).replace("--", "- -")
 
 
@@ -156,5 +156,5 @@ def toml(value: Any) -> str:
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, float):
         return repr(value)
-    # A basic string of TOML is one of JSON, but for what JSON leaves as it is.
+    # A basic TOML string is a JSON string, except for the DEL character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

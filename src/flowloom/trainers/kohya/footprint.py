@@ -1,6 +1,6 @@
 """Estimate memory and disk space of a run of sd-scripts from the headers of its files.
 
-Counted are weights, gradients, the optimizer's states; not what depends on the pictures' size (NOT_COUNTED).
+Weights, gradients and optimizer states are counted; what depends on the size of images is not (NOT_COUNTED).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PARTS = (
     (re.compile(r"^(first_stage_model|vae)[./]"), _VAE),
     (re.compile(r"^(cond_stage_model|conditioner|text_encoder\w*|text_encoders)[./]"), _TEXT),
 )
-"""Of a whole checkpoint or a diffusers folder; the rest is the network."""
+"""Components of a complete checkpoint or a diffusers folder; the rest is the network."""
 _ADAPTED = {
     "sd15": re.compile(r"transformer_blocks\.|\.proj_(in|out)\."),
     "sdxl": re.compile(r"transformer_blocks\.|\.proj_(in|out)\."),
@@ -54,12 +54,12 @@ _STATES = {
     "adamw8bit": 2.0, "pagedadamw8bit": 2.0, "adam8bit": 2.0, "lion8bit": 1.0, "pagedlion8bit": 1.0,
     "sgdnesterov8bit": 1.0,
 }  # fmt: skip
-"""Bytes of an optimizer's states a trained parameter, of those that keep them in 8 bits."""
+"""Bytes of optimizer state per trained parameter, for 8-bit optimizers."""
 _COPIES = {
     "adamw": 2, "adam": 2, "pagedadamw": 2, "pagedadamw32bit": 2, "lion": 1, "sgdnesterov": 1,
     "adafactor": 0, "prodigy": 4, "dadaptation": 4, "dadaptadam": 4, "dadaptlion": 3,
 }  # fmt: skip
-"""Copies of the trained parameters that other optimizers keep, in these parameters' format."""
+"""Copies of the trained parameters that other optimizers keep, in the parameters' data type."""
 _SAVED = {"float": 4, "fp16": 2, "bf16": 2}
 TEXT_STATES = {
     "sdxl": 4 * (77 * 768 + 77 * 1280 + 1280),
@@ -70,24 +70,24 @@ TEXT_STATES = {
 }
 """Bytes of a caption's encoding, in float32 as sd-scripts stores it next to the image."""
 LATENT_BYTES = {"sd15": 4 * 4, "sdxl": 4 * 4}
-"""Of 8 x 8 pixels, in float32; other families have 16 channels."""
+"""Bytes per 8 x 8 pixels, in float32; other families have 16 channels."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters by what they are for."""
+    """Number of parameters by component."""
 
     parts: Counter[str]
-    """Of network, text encoders and vae."""
+    """Parameters of network, text encoders and VAE."""
     adapted: int
-    """Numbers of rows and columns of the layers that an adapter of the network is put on."""
+    """Rows and columns of the layers that an adapter of the network covers."""
     adapted_text: int
     blocks: Counter[str]
-    """Parameters of each block that can wait in main memory, by the beginning of its name."""
+    """Parameters of each block that can be swapped to main memory, by the prefix of its name."""
 
     @classmethod
     def of(cls, config: KohyaConfig) -> Weights:
-        """From the headers of the files that `config.model` names.
+        """Read the headers of the files in `config.model`.
 
         Raises:
             WeightsError: one cannot be read without loading it.
@@ -120,15 +120,15 @@ class Footprint:
     memory: dict[str, int]
     """Bytes on the device while a step runs, by part."""
     weights: int
-    """Bytes of the file that a checkpoint is."""
+    """Bytes of a checkpoint file."""
     state: int
-    """Bytes of what a resume needs."""
+    """Bytes of a state, which a resume needs."""
     is_known: bool
     """True if the size of the optimizer's states is known."""
 
 
 def footprint(config: KohyaConfig, weights: Weights) -> Footprint:
-    """Of a run on one device."""
+    """The footprint of a run on one device."""
     values = arguments_of(config, Path())
     is_lora, is_half = config.method == "lora", values["mixed_precision"] != "no"
     computed = 2 if is_half else 4
@@ -156,7 +156,7 @@ def footprint(config: KohyaConfig, weights: Weights) -> Footprint:
 
 
 def trained_parameters(config: KohyaConfig, weights: Weights, values: dict[str, Any]) -> tuple[int, int]:
-    """How many there are, and bytes of each."""
+    """Number of parameters, and bytes of each."""
     width = 2 if values.get("full_bf16") else 4
     if config.method == "full":
         return weights.parts[_NETWORK], width
@@ -181,14 +181,14 @@ def has_unknown_size(config: KohyaConfig) -> bool:
 
 
 def kept_files(config: KohyaConfig, steps: int, epochs: int = 0) -> int:
-    """The most checkpoints of a run of `steps` and `epochs` that are there at a time, the last included."""
+    """The maximum number of checkpoints that a run of `steps` and `epochs` keeps, including the last."""
     saving = config.saving
     by_steps = _kept(steps, saving.save_every_n_steps, saving.save_last_n_steps)
     return by_steps + _kept(epochs, saving.save_every_n_epochs, saving.save_last_n_epochs) + 1
 
 
 def kept_states(config: KohyaConfig, steps: int, epochs: int = 0) -> int:
-    """The same of the states for a resume; 0 where none are saved."""
+    """The maximum number of states kept at a time; 0 if none are saved."""
     saving = config.saving
     by_steps = _kept(
         steps, saving.save_every_n_steps, saving.save_last_n_steps_state or saving.save_last_n_steps
@@ -201,12 +201,12 @@ def _kept(count: int, every: int | None, last: int | None) -> int:
     if not every:
         return 0
     written = count // every
-    # An older one goes only when a new one is there.
+    # An old one is deleted only after a new one is written.
     return min(written, last // every + 2 if last else written)
 
 
 def _states(optimizer: str, width: int) -> tuple[float, bool]:
-    """Bytes of an optimizer's states a parameter, and whether that is known; else AdamW's are taken."""
+    """Bytes of optimizer state per parameter, and True if they are known; otherwise AdamW's."""
     name = optimizer.rpartition(".")[2].lower()
     return _STATES.get(name, _COPIES.get(name, 2) * width), name in _STATES.keys() | _COPIES.keys()
 
@@ -224,7 +224,7 @@ def _vae_width(values: dict[str, Any], computed: int) -> int:
 
 
 def _swapped(config: KohyaConfig, weights: Weights) -> int:
-    """Parameters that wait in main memory."""
+    """Parameters that are swapped to main memory."""
     blocks = config.memory.blocks_to_swap or 0
     found = 0
     for pattern, share in _SWAPPED.get(config.family, ()):
@@ -244,7 +244,7 @@ def _blocks(config: KohyaConfig, network: Shapes) -> Counter[str]:
 
 
 def _sides(shapes: Shapes, pattern: re.Pattern[str]) -> int:
-    """Inputs and outputs of all matrices whose names fit, convolutions of one pixel among them."""
+    """Inputs and outputs of all matrices with matching names, including 1x1 convolutions."""
     found = 0
     for name, shape in shapes.items():
         is_matrix = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
@@ -270,7 +270,7 @@ def _shapes(path: Path) -> Shapes:
 
 
 def _of_folder(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The weights of a folder: an index's, or those of the file with the shortest name, not a variant's."""
+    """The weights of a folder: those of an index, or the file with the shortest name, not a variant."""
     indexes = sorted(path.glob(f"*.safetensors{INDEX}"), key=lambda one: (len(one.name), one.name))
     files = sorted(path.glob("*.safetensors"), key=lambda one: (len(one.name), one.name))
     if not indexes and not files:

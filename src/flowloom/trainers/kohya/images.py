@@ -20,9 +20,9 @@ from flowloom.trainers.kohya.config import Dataset, ImageFolder
 from flowloom.trainers.kohya.files import style_of
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Endings that sd-scripts looks for, all in small letters or all in capitals."""
+"""Suffixes that sd-scripts reads, in lower or upper case."""
 WITH_MORE = (".avif", ".jxl")
-"""Those that it looks for where its Python has what reads them."""
+"""Suffixes that it reads if its Python has the packages for them."""
 OTHERS = (".gif", ".tif", ".tiff", ".heic", ".jp2")
 CAPTIONS = (".txt", ".caption")
 """Extensions of the captions that most tools write, and of sd-scripts' default."""
@@ -33,14 +33,14 @@ SMALL, ENLARGED, TWICE = "small", "enlarged", "twice"
 
 
 @dataclass
-class Picture:
+class TrainingImage:
     """An image of a dataset."""
 
     path: Path
     repeats: int
     is_reg: bool = False
     size: Size | None = None
-    """From a file of captions."""
+    """The size in a metadata file."""
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Found:
 
     rows: Counter[tuple[int, Size]] = field(default_factory=Counter)
     """Images with repeats, by index of the dataset and bucket."""
-    pictures: int = 0
-    """Without repeats."""
+    num_images: int = 0
+    """The number of images without repeats."""
     repeated: int = 0
     """With repeats, without regularisation images."""
     regular: int = 0
     """Regularisation images, repeated to match the number of others."""
     batches: int = 0
-    """An epoch."""
+    """Batches in an epoch."""
     bucket_pixels: Counter[Path] = field(default_factory=Counter)
     """Sizes of the images by folder, each once, for the caches next to them."""
     files: Counter[Path] = field(default_factory=Counter)
@@ -64,10 +64,10 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
-    """Names by what is to be said of them."""
+    """File names by remark."""
 
     def remark(self, what: str, name: str) -> None:
-        """Note `what` of a file or folder."""
+        """Note the remark `what` about a file or folder."""
         self.remarks.setdefault(what, []).append(name)
 
 
@@ -81,10 +81,10 @@ class Reader:
     def read(self, datasets: Sequence[Dataset]) -> Found:
         """Everything in `datasets`."""
         for i, dataset in enumerate(datasets):
-            place, pictures = f"datasets.{i}", list[Picture]()
+            place, images = f"datasets.{i}", list[TrainingImage]()
             for j, subset in self._once(dataset):
-                pictures += self._kept(dataset, subset, f"{place}.subsets.{j}")
-            self._put(i, dataset, with_regular(pictures, self.found), place)
+                images += self._kept(dataset, subset, f"{place}.subsets.{j}")
+            self._put(i, dataset, with_regular(images, self.found), place)
         return self.found
 
     def _once(self, dataset: Dataset) -> Iterator[tuple[int, ImageFolder]]:
@@ -98,7 +98,7 @@ class Reader:
                 yield j, subset
             seen.add(key)
 
-    def _kept(self, dataset: Dataset, subset: ImageFolder, place: str) -> list[Picture]:
+    def _kept(self, dataset: Dataset, subset: ImageFolder, place: str) -> list[TrainingImage]:
         """The images of a folder that are trained, after a check of their captions."""
         style = style_of(subset)
         if style == "metadata_file":
@@ -116,7 +116,7 @@ class Reader:
             names = names[: ceil(whole * (1 - dataset.validation_split))]
             self.found.left_out["held out for validation"] += whole - len(names)
         folder = Path(subset.image_dir).expanduser()
-        return [Picture(folder / name, subset.num_repeats, subset.is_reg) for name in names]
+        return [TrainingImage(folder / name, subset.num_repeats, subset.is_reg) for name in names]
 
     def _names(self, subset: ImageFolder) -> list[str]:
         """The images in a folder, as sd-scripts finds and sorts them."""
@@ -132,7 +132,7 @@ class Reader:
                 self.found.left_out[f"{ending} is not read by this sd-scripts"] += 1
         return found
 
-    def _of_metadata(self, subset: ImageFolder, place: str) -> list[Picture]:
+    def _of_metadata(self, subset: ImageFolder, place: str) -> list[TrainingImage]:
         """The images listed in a file of captions."""
         path, folder = Path(subset.metadata_file or "").expanduser(), Path(subset.image_dir).expanduser()
         try:
@@ -145,17 +145,17 @@ class Reader:
             if not (entry.get("caption") or entry.get("tags")):
                 self.found.remark(NO_CAPTION, key)
         return [
-            Picture(folder / key, subset.num_repeats, size=_size(entry.get("image_size")))
+            TrainingImage(folder / key, subset.num_repeats, size=_size(entry.get("image_size")))
             for key, entry in entries.items()
         ]
 
     def _captions(self, subset: ImageFolder, names: list[str], place: str) -> None:
-        """Look at every caption: sd-scripts ends at one that is empty or not UTF-8."""
+        """Check every caption: an empty one, or one that is not UTF-8, ends sd-scripts."""
         folder = Path(subset.image_dir).expanduser()
         for name in names:
             stem = os.path.splitext(name)[0]  # noqa: PTH122 -- any text
             parts = stem.split("_")
-            # Names of pictures cut out by a face detector end in four numbers.
+            # File names of images cut out by a face detector end in four numbers.
             stems = [stem, "_".join(parts[:-4])] if len(parts) >= 5 else [stem]
             paths = (folder / f"{one}{subset.caption_extension}" for one in stems)
             path = next((path for path in paths if path.is_file()), None)
@@ -179,29 +179,29 @@ class Reader:
                 message = f"{what} for {len(stems)} of its names, such as {some}: sd-scripts wants pairs."
                 self.found.problems.append(Problem(f"{place}.conditioning_data_dir", message))
 
-    def _put(self, number: int, dataset: Dataset, pictures: list[Picture], place: str) -> None:
+    def _put(self, number: int, dataset: Dataset, images: list[TrainingImage], place: str) -> None:
         """Assign the images of a dataset to buckets, and these to batches."""
         buckets, used = Buckets.of(dataset), Counter[Size]()
-        for picture in pictures:
-            size = picture.size or self._size_of(picture.path, place)
+        for image in images:
+            size = image.size or self._size_of(image.path, place)
             placed = buckets.place(*size) if size else None
             if size and placed is None:
-                message = f"{picture.path.name} has {size[0]} x {size[1]} pixels: too few for a bucket."
+                message = f"{image.path.name} has {size[0]} x {size[1]} pixels: too few for a bucket."
                 self.found.problems.append(Problem(f"{place}.bucket_reso_steps", message))
             if not size or not placed:
                 continue
-            used[placed.bucket] += picture.repeats
-            self.found.bucket_pixels[picture.path.parent] += placed.bucket[0] * placed.bucket[1]
-            self.found.files[picture.path.parent] += 1
+            used[placed.bucket] += image.repeats
+            self.found.bucket_pixels[image.path.parent] += placed.bucket[0] * placed.bucket[1]
+            self.found.files[image.path.parent] += 1
             if placed.resized[0] > size[0]:
-                self.found.remark(ENLARGED, picture.path.name)
+                self.found.remark(ENLARGED, image.path.name)
             elif placed.bucket[0] * placed.bucket[1] * 2 < buckets.area:
-                self.found.remark(SMALL, picture.path.name)
+                self.found.remark(SMALL, image.path.name)
         self.found.rows.update({(number, bucket): rows for bucket, rows in used.items()})
         self.found.batches += sum(ceil(rows / dataset.batch_size) for rows in used.values())
 
     def _size_of(self, path: Path, place: str) -> Size | None:
-        """As it is stored: sd-scripts knows nothing of EXIF's orientation."""
+        """The stored size: sd-scripts ignores EXIF's orientation."""
         try:
             header = read_header(path)
         except ImageError as error:
@@ -212,25 +212,25 @@ class Reader:
         return header.width, header.height
 
 
-def with_regular(pictures: list[Picture], found: Found) -> list[Picture]:
-    """The images of a dataset that are used, regularisation images repeated to be as many as the others.
+def with_regular(images: list[TrainingImage], found: Found) -> list[TrainingImage]:
+    """The images of a dataset that are used; regularisation images are repeated to match the others.
 
     sd-scripts takes them in turn until there are enough: the last ones may be left out, or come once less.
     """
-    plain = [picture for picture in pictures if not picture.is_reg]
-    regular = [picture for picture in pictures if picture.is_reg]
-    wanted, taken, used = sum(picture.repeats for picture in plain), 0, list[Picture]()
-    for picture in regular:
+    plain = [image for image in images if not image.is_reg]
+    regular = [image for image in images if image.is_reg]
+    wanted, taken, used = sum(image.repeats for image in plain), 0, list[TrainingImage]()
+    for image in regular:
         if taken >= wanted:
             found.left_out["regularisation images beyond the number of the others"] += 1
             continue
-        used.append(picture)
-        taken += picture.repeats
-    for i, picture in enumerate(used):
-        picture.repeats += max(0, wanted - taken + len(used) - 1 - i) // len(used)
-    found.pictures += len(plain) + len(used)
+        used.append(image)
+        taken += image.repeats
+    for i, image in enumerate(used):
+        image.repeats += max(0, wanted - taken + len(used) - 1 - i) // len(used)
+    found.num_images += len(plain) + len(used)
     found.repeated += wanted
-    found.regular += sum(picture.repeats for picture in used)
+    found.regular += sum(image.repeats for image in used)
     return plain + used
 
 
@@ -246,18 +246,18 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, entry
 
 
-def _size(told: Any) -> Size | None:
-    return (int(told[0]), int(told[1])) if is_array(told) and len(told) == 2 else None
+def _size(stored: Any) -> Size | None:
+    return (int(stored[0]), int(stored[1])) if is_array(stored) and len(stored) == 2 else None
 
 
 def _caption_of_another_extension(folder: Path, stem: str) -> str:
-    """The file that people take for an image's caption, where caption_extension is another one."""
+    """A caption file of the image with another suffix than caption_extension."""
     names = (f"{stem}{extension}" for extension in CAPTIONS)
     return next((name for name in names if (folder / name).is_file()), "")
 
 
 def _unreadable(path: Path) -> str:
-    """Why a caption cannot be read; nothing where it can."""
+    """The reason that a caption cannot be read; empty if it can."""
     try:
         return "" if path.read_text(encoding="utf-8") else "is empty."
     except UnicodeDecodeError:

@@ -32,17 +32,19 @@ def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
     if not python.is_file():
         _do(say, "make its environment", [sys.executable, "-m", "venv", str(path / ".venv")], path)
     pip = [str(python), "-m", "pip", "install"]
-    # Torch is not among its requirements: every machine needs another build.
+    # Its requirements leave out torch, whose build depends on the machine.
     _do(say, "install torch", [*pip, "torch", "torchvision"], path)
     _do(say, "install its requirements", [*pip, "-r", "requirements.txt", "tensorboard"], path)
     return add_checkout("kohya", path, python)
 
 
-def _do(say: Callable[[str], None], step: str, words: Sequence[str], folder: Path) -> None:
+def _do(say: Callable[[str], None], step: str, arguments: Sequence[str], folder: Path) -> None:
     say(step)
     try:
-        done = subprocess.run(words, cwd=folder, check=False)
+        done = subprocess.run(arguments, cwd=folder, check=False)
     except FileNotFoundError as error:
-        raise RunError(f"{step}: {words[0]} is not installed. Install it, then run this again.") from error
+        raise RunError(
+            f"{step}: {arguments[0]} is not installed. Install it, then run this again."
+        ) from error
     if done.returncode:
         raise RunError(f"{step}: failed, see above. Run this again to continue.")

@@ -9,7 +9,7 @@ from flowloom.json_types import is_array
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The words of `text`: long lists of names are easier to read without quotes."""
+    """The names in `text`, because long lists are easier to read without quotes."""
     return tuple(text.split())
 
 
@@ -59,7 +59,7 @@ _NUMBERS: dict[str, float | None] = {
     "training_shift": 1.0,
     "zero_stage": 2,
 }
-"""With sd-scripts' defaults; of those without one, 0 means that it is not used."""
+"""Arguments with sd-scripts' defaults; 0 means unused if there is no default."""
 _ZERO_COUNTS = frozenset(
     names(
         """
@@ -69,7 +69,7 @@ _ZERO_COUNTS = frozenset(
         """
     )
 )
-"""Exceptions: without its own rate, a text encoder is trained with the rate of the network."""
+"""Exceptions: without a rate, a text encoder uses the network's."""
 _TEXTS = frozenset(
     names(
         """
@@ -91,7 +91,7 @@ PATHS = frozenset(
         """
     )
 )
-"""Files and folders without a key here: raw arguments take none."""
+"""Files and folders without a key here: raw arguments may not name paths."""
 RAW = _FLAGS | _NUMBERS.keys() | _TEXTS | _LISTS
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -101,7 +101,7 @@ class NotRaw(ValueError):
 
 
 def raw_argument(name: str, value: Any) -> str:
-    """The words for `name` with `value`, such as `--huber_c 0.2`; empty where sd-scripts does so without.
+    """The raw argument for `name` and `value`, such as `--huber_c 0.2`; empty if that is sd-scripts' default.
 
     Raises:
         NotRaw: it takes no such value.
@@ -134,7 +134,7 @@ def _parts(value: Any) -> list[str]:
 
 def _require_plain(text: str) -> None:
     if "/" in text or "\\" in text or text.startswith("~"):
-        raise NotRaw("looks like a path, and raw arguments take none.")
+        raise NotRaw("looks like a path, and raw arguments may not name paths.")
     if text.startswith("--") or "\n" in text:
         raise NotRaw("cannot be written as a raw argument.")
 

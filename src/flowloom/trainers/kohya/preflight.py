@@ -1,4 +1,4 @@
-"""`python -m flowloom.trainers.kohya.preflight CONFIG.json`: what a run of sd-scripts will take, as JSON.
+"""`python -m flowloom.trainers.kohya.preflight CONFIG.json`: the needs of a run of sd-scripts, as JSON.
 
 Nothing of sd-scripts is run, no weight is read, nothing is written.
 """
@@ -57,13 +57,13 @@ from flowloom.trainers.kohya.trainer import TRAINER, checkout_of
 from flowloom.trainers.missing_packages import modules_not_found
 
 DEFAULT_STEPS = 1600
-"""sd-scripts' own, where neither steps nor epochs are given."""
+"""Steps of sd-scripts if neither steps nor epochs are given."""
 HEADROOM = 0.85
 """Share of the free memory to plan with, as for FLOW."""
 MODULES = {".avif": ("pillow_avif",), ".jxl": ("jxlpy", "pillow_jxl")}
 """Packages, any of which lets sd-scripts read images of that suffix."""
 SHOWN = 20
-"""Problems of files that an answer holds."""
+"""Maximum number of problems about files in a report."""
 GIB, GB = 2**30, 1e9
 _SAYINGS = {
     NO_CAPTION: "trained with an empty caption, as neither they nor their folder's class_tokens give one",
@@ -111,7 +111,7 @@ def preflight(config: KohyaConfig, asked: Asked) -> PreflightReport:
 
 
 def _add_space(report: PreflightReport, config: KohyaConfig, read: Found, asked: Asked) -> None:
-    """Memory and disk, as far as the files' headers say."""
+    """Memory and disk, as known from the files' headers."""
     try:
         weights = Weights.of(config)
     except WeightsError as error:
@@ -132,7 +132,7 @@ def _add_space(report: PreflightReport, config: KohyaConfig, read: Found, asked:
 
 
 def _some(problems: list[Problem]) -> Iterator[Problem]:
-    """The first problems, and how many more there are."""
+    """The first problems, and the number of further ones."""
     yield from problems[:SHOWN]
     if len(problems) > SHOWN:
         yield Problem("datasets", f"and {len(problems) - SHOWN} more of this kind.")
@@ -165,7 +165,7 @@ def _data(config: KohyaConfig, read: Found) -> DataReport:
     steps = epochs * each if epochs else config.training.max_train_steps or DEFAULT_STEPS
     return DataReport(
         rows=read.rows.total(),
-        images=read.pictures,
+        images=read.num_images,
         repeated=read.repeated,
         regularisation=read.regular,
         batches=read.batches,
@@ -236,7 +236,7 @@ def _memory(config: KohyaConfig, weights: Weights, asked: Asked) -> MemoryReport
 
 
 def _advise(config: KohyaConfig, weights: Weights, free: int) -> tuple[list[Change], list[str]]:
-    """Keys to change until it fits, and the device it needs where that is not enough."""
+    """Keys to change until it fits, and the required device if that is not enough."""
     changes: list[Change] = []
     now = sum(footprint(config, weights).memory.values())
     for key, value in _SAVINGS:
@@ -263,7 +263,7 @@ _SAVINGS: tuple[tuple[str, Any], ...] = (
     ("memory.blocks_to_swap", 16),
     ("training.optimizer_type", "Adafactor"),
 )
-"""The cheapest in time and quality first."""
+"""Ordered by their cost in time and quality, cheapest first."""
 
 
 def _with_key(config: KohyaConfig, key: str, value: Any) -> KohyaConfig:
@@ -273,10 +273,10 @@ def _with_key(config: KohyaConfig, key: str, value: Any) -> KohyaConfig:
 
 
 def _free_memory() -> tuple[int, str]:
-    """Of the card with the most of it, or of the machine; and which that is."""
+    """Free memory of the GPU with the most, or of the machine; and its name."""
     if tool := shutil.which("nvidia-smi"):
-        words = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        arguments = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=20)
         sizes = [int(line) for line in done.stdout.split() if line.isdecimal()]
         if sizes:
             return max(sizes) * 2**20, "the card with the most"
@@ -323,14 +323,14 @@ def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:
     }
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print the report; always 0."""
     parser = argparse.ArgumentParser(prog="flowloom.trainers.kohya.preflight", description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--gpu-gib", type=float)
     parser.add_argument("--samples-per-s", type=float)
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     config = KohyaConfig.model_validate_json(given.config.read_bytes())
     found = preflight(config, Asked(given.runs_dir, given.gpu_gib, given.samples_per_s))
     sys.stdout.write(f"{found.model_dump_json()}\n")

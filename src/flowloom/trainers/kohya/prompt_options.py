@@ -20,7 +20,7 @@ OPTIONS = {
     "rcfg": _NUMBER,
     "fs": _NUMBER,
 }
-"""Negative prompt, width, height, steps, seed, scale, guidance, sampler; for some families more scales."""
+"""Negative prompt, width, height, steps, seed, scale, guidance, sampler; more scales for some families."""
 WORDS = {
     "negative_prompt": "n",
     "width": "w",
@@ -43,7 +43,7 @@ class Prompt:
 
     text: str
     options: dict[str, str] = field(default_factory=dict)
-    """By the names of OPTIONS."""
+    """Options by their names in OPTIONS."""
     unknown: list[str] = field(default_factory=list)
     """Options that sd-scripts does not know, or whose value it cannot read; it ignores them."""
 
@@ -54,7 +54,7 @@ class Prompt:
 
 
 def read_prompt(line: str) -> Prompt:
-    """The prompt of one line; an option that is repeated counts as it stands last."""
+    """The prompt of one line; of a repeated option, the last counts."""
     text, *parts = f" {line}".split(" --")
     found = Prompt(text.strip())
     for part in parts:

@@ -84,15 +84,15 @@ class Kohya(TrainerBackend):
         epochs = _epochs_behind(state) if state else 0
         more = ["--resume", str(state)] if state else []
         if state and "initial_step" in known_arguments(checkout.path, script):
-            # Otherwise it counts the state's steps as its own and trains fewer epochs.
+            # Otherwise it counts the state's steps again and trains fewer epochs.
             more += ["--initial_step", "0"]
         name = f"{config.saving.output_name}-from{base:08d}" if base else config.saving.output_name
-        words = ["--config_file", str(folder / "config.toml"), *shlex.split(config.raw_arguments), *more]
-        words += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
+        arguments = ["--config_file", str(folder / "config.toml"), *shlex.split(config.raw_arguments), *more]
+        arguments += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
         start = [str(checkout.python), hooks.__file__, str(folder), str(checkout.path), script]
         environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", hooks.BASE: str(base)}
         environment[hooks.BASE_EPOCH] = str(epochs)
-        return Command([*start, *words], environment, checkout.path, checkout.path)
+        return Command([*start, *arguments], environment, checkout.path, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         return log_parser.parse(line)
@@ -103,7 +103,7 @@ class Kohya(TrainerBackend):
         return None if has_epochs else whole_number(config, "training", "max_train_steps")
 
     def samples_per_batch(self, config: dict[str, Any]) -> int | None:
-        # Its progress bar counts updates.
+        # Its progress bar counts steps.
         sizes = {dataset.batch_size for dataset in KohyaConfig.model_validate(config).datasets}
         updates = whole_number(config, "training", "gradient_accumulation_steps") or 1
         return sizes.pop() * updates if len(sizes) == 1 else None
@@ -157,7 +157,7 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
 
 
 def _missing_modules(checkout: Checkout, config: KohyaConfig, script: str | None) -> Iterator[Problem]:
-    """Packages whose absence ends the script in its first seconds."""
+    """Missing packages that would end the script in its first seconds."""
     more = {"tensorboard"}
     if "8bit" in config.training.optimizer_type.lower():
         more.add("bitsandbytes")
@@ -169,14 +169,14 @@ def _missing_modules(checkout: Checkout, config: KohyaConfig, script: str | None
 
 
 def _newest_state(config: KohyaConfig, folder: Path) -> tuple[int, Path | None]:
-    """The newest complete state and its number of updates."""
+    """The newest complete state and its step."""
     states = (folder / "checkpoints").glob(f"{config.saving.output_name}*-state")
     found = [(done, state) for state in states if (done := _updates_behind(state))]
     return max(found, default=(0, None))
 
 
 def _updates_behind(state: Path) -> int | None:
-    """From its note, or from its name if the save was not observed; None if it is incomplete."""
+    """The step in its note, or in its name if the hooks did not see the save; None if it is incomplete."""
     try:
         return int(json.loads((state / hooks.NOTE).read_text())["step"])
     except FileNotFoundError:
@@ -189,7 +189,7 @@ def _updates_behind(state: Path) -> int | None:
 
 
 def _epochs_behind(state: Path) -> int:
-    """From its note; 0 if that has none."""
+    """The epoch in its note; 0 if it has none."""
     try:
         return int(json.loads((state / hooks.NOTE).read_text())["epoch"])
     except (OSError, ValueError, LookupError, TypeError):

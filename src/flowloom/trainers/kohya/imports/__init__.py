@@ -1,4 +1,4 @@
-"""Configurations that people have: sd-scripts' TOML, and the JSON that bmaltais' kohya_ss saves."""
+"""Imports of other programs' configurations: sd-scripts' TOML, and the JSON of bmaltais' kohya_ss."""
 
 from flowloom.trainers.kohya.imports.kohya_ss import from_bmaltais
 from flowloom.trainers.kohya.imports.result import Files, Imported

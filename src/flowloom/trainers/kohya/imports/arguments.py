@@ -1,4 +1,4 @@
-"""sd-scripts' arguments, one after another, into the studio's configuration; none is passed over."""
+"""Convert sd-scripts' arguments to the studio's configuration, and report each of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOMES = {
 OF_DATASET = frozenset(Dataset.model_fields) - {"subsets"}
 OF_SUBSET = frozenset(ImageFolder.model_fields)
 _SECRETS = {"huggingface_token": "HF_TOKEN", "wandb_api_key": "WANDB_API_KEY"}
-"""Keys that hold a secret, and the name by which the studio keeps it."""
+"""Keys that hold a secret, with its name in the studio."""
 _OWN_FOLDER = "the studio writes into the run's own directory"
 _SET_HERE = {
     "config_file": "the studio writes this file itself",
@@ -53,32 +53,32 @@ _ALIASES = {
 }
 _OPTIMIZERS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 PLACES = frozenset({"train_data_dir", "reg_data_dir", "in_json"})
-"""Keys that say where images are, where no dataset TOML does."""
+"""Keys for image folders, used without a dataset TOML."""
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def with_dot(ending: Any) -> Any:
-    """The ending of files with captions with its dot, which sd-scripts adds."""
+    """The suffix of caption files with its dot, which sd-scripts adds."""
     is_bare = isinstance(ending, str) and ending and not ending.startswith(".")
     return f".{ending}" if is_bare else ending
 
 
 class Placer:
-    """Puts arguments in their places; `finish` makes the configuration of them."""
+    """Assigns arguments to keys; `finish` makes the configuration."""
 
     def __init__(self, family: str, files: Files, found: Imported):
         self.family, self.files, self.found = family, files, found
         self.dataset: dict[str, Any] = {}
-        """Of all datasets, where these state nothing else."""
+        """Values for all datasets that have none."""
         self.subset: dict[str, Any] = {}
         self.places: dict[str, Given] = {}
-        """Of PLACES."""
+        """Arguments in PLACES."""
         self._stated: dict[str, dict[str, Any]] = {}
         self._raw: list[str] = []
         self._prompts: list[str] = []
 
     def place(self, given: Given) -> None:
-        """Take over one argument, or report it."""
+        """Convert one argument, or report it."""
         key = _ALIASES.get(given.key, given.key)
         special = self._special(key)
         if key != given.key and key in self.dataset | self.subset:
@@ -124,27 +124,27 @@ class Placer:
             reason = "names a file: raw arguments take no paths" if key in PATHS else ""
             return self.found.leave(name, given.value, reason)
         try:
-            words = raw_argument(key, given.value)
+            text = raw_argument(key, given.value)
         except NotRaw as error:
             return self.found.leave(name, given.value, f"--{key} {error}")
-        if not words:
+        if not text:
             self.found.understood.append(name)
             return None
-        self.found.raw[name] = words
-        self._raw.append(words)
+        self.found.raw[name] = text
+        self._raw.append(text)
         return None
 
-    def add_raw(self, name: str, words: str) -> None:
-        """Add words to the raw arguments, which follow from a key that has become one."""
-        self.found.raw[name] = f"{self.found.raw[name]} {words}"
-        self._raw.append(words)
+    def add_raw(self, name: str, arguments: str) -> None:
+        """Append raw arguments that follow from the key `name`."""
+        self.found.raw[name] = f"{self.found.raw[name]} {arguments}"
+        self._raw.append(arguments)
 
     def _field(self, given: Given, section: str, key: str) -> None:
         kind = _SECTIONS.get(section, Sampling)
         self.state(section, key, self._noted(given, kind, key))
 
     def _noted(self, given: Given, section: type[BaseModel], key: str) -> Any:
-        """The value as the field takes it; whether it is the same as in the file goes into the report."""
+        """The value for the field; reports whether it is the same as in the file."""
         value = fitted(section, key, given.value)
         if key == "resolution":
             value = as_resolution(value)
@@ -180,7 +180,7 @@ class Placer:
             self.found.leave(given.name, given.value, _SET_HERE[given.key])
 
     def _attention(self, given: Given) -> None:
-        """By its value: kohya_ss' `xformers` names one of three, sd-scripts' two are switches."""
+        """The kernel: kohya_ss' `xformers` is one of three names, sd-scripts' arguments are switches."""
         value = str(given.value).lower()
         if value in ("sdpa", "xformers", "none"):
             kernel = value
@@ -193,7 +193,7 @@ class Placer:
             self.found.leave(given.name, given.value, "is none of sdpa, xformers and none")
             return
         if kernel != "none" and self._stated.get("training", {}).get("attention") != "xformers":
-            # Where both are stated, sd-scripts uses xformers.
+            # If both are set, sd-scripts uses xformers.
             self.state("training", "attention", kernel)
         self.found.translated[given.name] = f"training.attention = {kernel}"
 
@@ -234,7 +234,7 @@ class Placer:
             self._field(given, "training", "optimizer_type")
 
     def _sample_prompts(self, given: Given) -> None:
-        """The prompts themselves, or the name of their file, which has to be brought too."""
+        """The prompts, or the name of their file, which must be imported too."""
         text = str(given.value)
         is_file = "\n" not in text and text.strip().lower().endswith((".txt", ".toml", ".json"))
         if is_file and not self.files.prompts:
@@ -246,7 +246,7 @@ class Placer:
         self.found.translated[given.name] = f"sampling.prompts, {len(self._prompts)} in all"
 
     def finish(self) -> None:
-        """Write the configuration: what was stated, and sd-scripts' defaults for all else."""
+        """Write the configuration, with sd-scripts' defaults for missing values."""
         config, stated = self.found.config, self._stated
         if self.files.prompts and not self._prompts:
             self._prompts += read_prompts(self.files.prompts, self.found, "prompts")
@@ -267,7 +267,7 @@ class Placer:
         self._note_defaults()
 
     def _note_defaults(self) -> None:
-        """Which values come from sd-scripts' defaults, where a new configuration here has others."""
+        """Report sd-scripts' defaults that differ from the studio's."""
         ours = KohyaConfig().model_dump(mode="json")
         for section, values in defaults_of(self.family).items():
             stated = self._stated.get(section, {})

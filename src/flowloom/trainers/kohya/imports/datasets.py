@@ -1,4 +1,4 @@
-"""Datasets of an imported file: those of a dataset TOML, or the folders that the arguments name."""
+"""Datasets of an imported file: from a dataset TOML, or from folders in the arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Table = dict[str, Any]
 
 
 def of_folders(placer: Placer) -> list[Table]:
-    """One dataset of the folders that train_data_dir and reg_data_dir name, or of in_json's images."""
+    """A dataset of the folders in train_data_dir and reg_data_dir, or of the images in in_json."""
     places, found = placer.places, placer.found
     shared = {**SUBSET, **placer.subset}
     if "in_json" in places:
@@ -34,13 +34,13 @@ def of_folders(placer: Placer) -> list[Table]:
     if not subsets and not placer.dataset and not placer.subset:
         return []
     if not subsets:
-        # Without a folder the values of a subset have no place but one that names none yet.
+        # Values of a subset need one, even if it has no folder yet.
         subsets = [{"image_dir": ""}]
     return [_dataset({**placer.dataset}, [_subset({**shared, **one}) for one in subsets], placer, 0)]
 
 
 def _of_metadata(placer: Placer) -> Table:
-    """A full fine-tune's images: their captions stand in one file."""
+    """The images of a full fine-tune, with captions in one file."""
     given, images = placer.places["in_json"], placer.places.get("train_data_dir")
     placer.found.translated[given.name] = "metadata_file of the subset"
     if images:
@@ -59,12 +59,12 @@ def of_toml(content: Mapping[str, Any], placer: Placer) -> list[Table]:
 
 
 class _Reader:
-    """Walks through the tables, and reports each key once."""
+    """Reads the tables and reports each key once."""
 
     def __init__(self, placer: Placer, content: Mapping[str, Any]):
         self._placer, self._content = placer, content
         self._others: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-        """Keys without a field: where they stand, and the value."""
+        """Keys without a field: their places and values."""
 
     def datasets(self) -> Iterator[Table]:
         general = self._table("general", self._content.get("general", {}))
@@ -109,7 +109,7 @@ class _Reader:
             self._placer.found.translated[name] = f"{key} = {taken}"
 
     def _place_others(self, subsets: list[Table]) -> None:
-        """Keys without a field: raw arguments where all subsets agree, as these are handed down to them."""
+        """Keys without a field become raw arguments, which all subsets inherit, if all subsets agree."""
         for key, stated in self._others.items():
             values = [subset.get(key) for subset in subsets]
             is_shared = bool(values) and key in RAW | PATHS and all(value == values[0] for value in values)
@@ -152,7 +152,7 @@ def _as_field(kind: type[Dataset] | type[ImageFolder], key: str, value: Any) -> 
 def _subset(values: Table) -> Table:
     found = {key: _as_field(ImageFolder, key, value) for key, value in values.items()}
     if found.get("metadata_file"):
-        # Its captions come from that file: these keys would be refused beside it.
+        # Captions come from that file, with which sd-scripts refuses these keys.
         for key in ("caption_extension", "class_tokens", "is_reg"):
             if found.get(key) == SUBSET[key]:
                 del found[key]

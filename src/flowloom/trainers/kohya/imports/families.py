@@ -1,4 +1,4 @@
-"""The family and method that a file trains: sd-scripts' files state neither, only its command line does."""
+"""The family and method of a file; sd-scripts has them in its command line only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = (
     ("lumina", re.compile(r"lumina", re.I)),
     ("sdxl", re.compile(r"sd_?-?xl|xl(?![a-z])|pony|illustrious|noobai|animagine", re.I)),
 )
-"""Of base models, by the names of their files."""
+"""Families by the file names of base models."""
 _MARKS = (
     ("lumina", "lumina_checkbox", ("gemma2",)),
     ("sd3", "sd3_checkbox", ("clip_g",)),
@@ -42,7 +42,7 @@ _FULL = (
     "fused_backward_pass",
     "block_lr",
 )
-"""Keys that say, without any of an adapter, that the network itself is trained."""
+"""Keys of full fine-tunes, if there are no keys of adapters."""
 
 
 def is_on(value: Any) -> bool:
@@ -51,7 +51,7 @@ def is_on(value: Any) -> bool:
 
 
 def require_known(kind: str, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a file describes a training that this studio does not have."""
+    """Raise ConfigError if a file needs a training method that the studio does not support."""
     for key, what in _NOT_TRAINED.items():
         value = values.get(key)
         is_stated = is_on(value) if key.endswith("checkbox") else value not in (None, "", 0)
@@ -61,7 +61,7 @@ def require_known(kind: str, values: Mapping[str, Any]) -> None:
 
 
 def family_of(values: Mapping[str, Any]) -> str:
-    """By the keys that only one of them has, or else by the name of the base model."""
+    """The family by keys that only one family has, or else by the name of the base model."""
     if values.get("model_type") == "chroma" and not _is_off(values, "flux1_checkbox"):
         return "chroma"
     for family, switch, keys in _MARKS:
@@ -81,7 +81,7 @@ def _by_name(values: Mapping[str, Any]) -> str:
 
 
 def method_of(values: Mapping[str, Any]) -> str:
-    """A LoRA where anything of an adapter is stated; whole networks are trained by other scripts."""
+    """LoRA if a key of an adapter is set; other scripts train the full network."""
     is_full = any(_has(values, key) for key in _FULL)
     return "full" if is_full and not any(key in values for key in _NETWORK) else "lora"
 

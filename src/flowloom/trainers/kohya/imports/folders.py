@@ -12,7 +12,7 @@ Folder = dict[str, Any]
 
 
 def repeats_of(name: str) -> tuple[int, str] | None:
-    """Repeats and class tokens of a folder's name, `10_a fox`; None where sd-scripts ignores it."""
+    """Repeats and class tokens in a folder name such as `10_a fox`; None if sd-scripts ignores it."""
     number, _, tokens = name.partition("_")
     try:
         repeats = int(number)
@@ -22,7 +22,7 @@ def repeats_of(name: str) -> tuple[int, str] | None:
 
 
 def subsets_of(given: Given, look: Look, found: Imported) -> list[Folder]:
-    """The subsets that `train_data_dir` or `reg_data_dir` stands for; what they are goes into `found`."""
+    """The subsets in `train_data_dir` or `reg_data_dir`; reports them in `found`."""
     path = str(given.value)
     regular = {"is_reg": True} if given.key == "reg_data_dir" else {}
     names = look(path)
@@ -33,15 +33,17 @@ def subsets_of(given: Given, look: Look, found: Imported) -> list[Folder]:
         if (folder := repeats_of(name))
     ]
     if subsets:
-        told = _listed([f"{_last(str(one['image_dir']))} ({one['num_repeats']} repeats)" for one in subsets])
+        listed = _listed(
+            [f"{_last(str(subset['image_dir']))} ({subset['num_repeats']} repeats)" for subset in subsets]
+        )
         rest = f"; sd-scripts does not train, by their names: {_listed(ignored)}" * bool(ignored)
-        found.translated[given.name] = f"{len(subsets)} subset{'s' * (len(subsets) > 1)}: {told}{rest}"
+        found.translated[given.name] = f"{len(subsets)} subset{'s' * (len(subsets) > 1)}: {listed}{rest}"
         return subsets
     return [_itself(given, path, names, found) | regular]
 
 
 def _itself(given: Given, path: str, names: list[str] | None, found: Imported) -> Folder:
-    """The folder itself, where it holds none that sd-scripts takes, or cannot be read here."""
+    """The folder itself, if it has no folders for sd-scripts or cannot be read."""
     own = repeats_of(_last(path))
     if own:
         message = f"the folder itself as a subset with {own[0]} repeats; sd-scripts takes the folder above it"

@@ -1,4 +1,4 @@
-"""The JSON that kohya_ss saves: what its form holds, as the arguments that kohya_ss makes of it."""
+"""The JSON of kohya_ss' form, as the arguments that kohya_ss makes of it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _FORM = frozenset(
         """
     )
 )
-"""Of the form itself, or no longer handed over by it."""
+"""Keys of the form itself, or no longer passed on by it."""
 _LAUNCH = {
     "num_processes": "1", "num_machines": "1", "multi_gpu": "False", "gpu_ids": "", "main_process_port": "0",
     "num_cpu_threads_per_process": "2", "dynamo_backend": "no", "dynamo_mode": "default",
     "dynamo_use_fullgraph": "False", "dynamo_use_dynamic": "False", "extra_accelerate_launch_args": "",
 }  # fmt: skip
-"""Of accelerate's launcher, with the values that change nothing."""
+"""Arguments of accelerate's launcher, with the values that change nothing."""
 _PREFIXES = {
     "sdxl_": ("sdxl",), "flux1_": ("flux", "chroma"), "sd3_": ("sd3",), "lumina_": ("lumina",),
     "hunyuan_image_": (), "hunyuan_": (), "anima_": (),
@@ -74,7 +74,7 @@ _ONLY_FOR = {
     "max_token_length": ("sd15", "sdxl", "sd3"),
     "clip_skip": ("sd15", "sdxl", "sd3", "flux", "chroma"),
 }
-"""Keys that kohya_ss hands over only for these families."""
+"""Keys that kohya_ss passes on only for these families."""
 _NOISE = {
     **dict.fromkeys(("noise_offset", "adaptive_noise_scale", "noise_offset_random_strength"), "Original"),
     **dict.fromkeys(("multires_noise_iterations", "multires_noise_discount"), "Multires"),
@@ -134,7 +134,7 @@ class _Form:
         self.is_lora = placer.found.config["method"] == "lora"
 
     def place_all(self) -> None:
-        """Take over every key, or report it."""
+        """Convert every key, or report it."""
         for key, value in self.content.items():
             if is_empty(value) and key not in KEYS:
                 self.found.unused[key] = "states nothing"
@@ -153,7 +153,7 @@ class _Form:
         return key in self.content and not is_empty(self.content[key])
 
     def _number(self, key: str) -> float:
-        """The number of a key; 0 where it is not stated, or is no number."""
+        """The number of a key; 0 if it is missing or not a number."""
         value = number_of(self.content.get(key))
         return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
@@ -228,7 +228,7 @@ class _Form:
             self.found.leave(key, value, "is a percentage here; sd-scripts takes steps")
 
     def _place_network(self) -> None:
-        """The adapter's module, and the arguments for it."""
+        """The adapter's module and its arguments."""
         network = network_of(self.content, self.placer.family, self.found)
         words = words_of(self.content.get("network_args"))
         if network:
@@ -244,7 +244,7 @@ class _Form:
             self.placer.state("network", "network_args", args)
 
     def _place_length(self) -> None:
-        """Steps; or epochs, of which kohya_ss makes steps where none are stated."""
+        """Steps, or epochs, from which kohya_ss computes missing steps."""
         steps, epochs = self._number("max_train_steps"), self._number("max_train_epochs")
         for key in ("max_train_steps", "max_train_epochs"):
             if self._has(key) and number_of(self.content[key]) == 0:
@@ -276,7 +276,7 @@ class _Form:
         self.placer.place(Given("lr_warmup", "lr_warmup_steps", share, f"{value} % of all steps"))
 
     def _place_rates(self) -> None:
-        """Rates of the image network and the text encoders; a part with a rate of 0 is not trained."""
+        """Learning rates of the image network and the text encoders; components with 0 are not trained."""
         both = ("unet_lr", "text_encoder_lr")
         unet, text = map(self._number, both)
         has_unet, has_text = map(self._has, both)
@@ -293,7 +293,7 @@ class _Form:
             self.found.unused["t5xxl_lr"] = "counts only for T5, and beside text_encoder_lr"
 
     def _place_text_encoders(self) -> None:
-        """A whole SDXL's text encoders: kohya_ss has them trained where one of them has a rate."""
+        """Text encoders of a full SDXL fine-tune: kohya_ss trains both if one has a learning rate."""
         keys = ("learning_rate_te1", "learning_rate_te2")
         trained = next((key for key in keys if self._number(key) > 0 and key in self.found.raw), None)
         is_whole = not self.is_lora and self.placer.family == "sdxl"
@@ -335,7 +335,7 @@ class _Form:
             self.found.translated["train_dir"] = "the folder of the metadata file" if files else "not used"
 
     def _place_words(self, value: Any) -> None:
-        """`additional_parameters`: arguments for the command line, which win over all others."""
+        """`additional_parameters`: arguments for the command line, which override all others."""
         name = "additional_parameters"
         self.found.translated[name] = "its arguments, one by one"
         for key, values in _arguments(words_of(value) if isinstance(value, str) else [str(value)]):
@@ -353,7 +353,7 @@ _LISTS = frozenset(
 
 
 def _families_of(key: str) -> tuple[tuple[str, ...] | None, str]:
-    """The families that a key is for, None for all of them; and sd-scripts' name of it."""
+    """The families of a key, None for all; and sd-scripts' name for it."""
     for prefix, families in _PREFIXES.items():
         if key.startswith(prefix) and key not in _SWITCHES:
             return families, key.removeprefix(prefix)

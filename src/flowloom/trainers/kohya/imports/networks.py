@@ -37,7 +37,7 @@ class _Type:
     module: str
     keys: tuple[str, ...]
     algorithm: str = ""
-    """LyCORIS': its arguments are all stated, those of sd-scripts' modules only where they are not zero."""
+    """LyCORIS gets all of its arguments, sd-scripts' modules only those that are not zero."""
 
 
 _TYPES = {
@@ -65,7 +65,7 @@ _TYPES = {
 }
 _TYPES["LoCon"] = _TYPES["LyCORIS/LoCon"]
 KEYS = frozenset(key for kind in _TYPES.values() for key in kind.keys) | {*_PLUS, "train_lora_ggpo"}
-"""Keys of the form that become network_args of one type or another."""
+"""Keys of the form that become network_args of some type."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def has_algorithm(words: Any) -> bool:
 
 
 def network_of(form: Mapping[str, Any], family: str, found: Imported) -> Network | None:
-    """The adapter; each key of KEYS that the form has goes into the report. None: the form names no type."""
+    """The adapter, None if the form has no type; reports each key of KEYS in the form."""
     name = form.get("LoRA_type")
     kind = _TYPES.get(name) if isinstance(name, str) else None
     words: dict[str, str] = {}
@@ -111,7 +111,7 @@ def network_of(form: Mapping[str, Any], family: str, found: Imported) -> Network
 
 
 def _word(key: str, form: Mapping[str, Any], kind: _Type | None) -> str:
-    """NAME=VALUE of a key, or nothing where it has no effect."""
+    """NAME=VALUE of a key; empty if it has no effect."""
     value = number_of(form[key])
     needs_switch = key.startswith("ggpo") and not is_on(form.get("train_lora_ggpo"))
     if kind is None or key not in (*kind.keys, *_PLUS) or is_empty(value) or needs_switch:

@@ -15,7 +15,7 @@ _IGNORED = "sd-scripts has no such prompt option here"
 
 
 def read_prompts(text: str, found: Imported, name: str) -> list[str]:
-    """The prompts of a file, each as a line with its options; what is not understood goes into `found`."""
+    """The prompts of a file, as lines with options; reports what is not understood in `found`."""
     lines: list[str] = []
     for number, entry in enumerate(_entries(without_mark(text))):
         prompt, unknown = _prompt(entry)
@@ -42,12 +42,12 @@ def _entries(text: str) -> list[Any]:
         prompt = None
     if is_object(prompt):
         subsets = prompt.pop("subset", [{}])
-        return [prompt | one if is_object(one) else one for one in subsets]
+        return [prompt | subset if is_object(subset) else subset for subset in subsets]
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _prompt(entry: Any) -> tuple[Prompt, dict[str, Any]]:
-    """A prompt, and its options that sd-scripts does not know, with their values."""
+    """A prompt, and options that sd-scripts does not know, with their values."""
     if not is_object(entry):
         prompt = read_prompt(str(entry))
         pairs = (option.partition(" ") for option in prompt.unknown)

@@ -1,4 +1,4 @@
-"""The result of an import: a configuration, and what became of each key of the file."""
+"""The result of an import: a configuration, and a report on each key of the file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Look = Callable[[str], list[str] | None]
-"""Names of the folders in a folder; None where it cannot be read here."""
+"""Names of the folders in a folder; None if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """One key that a file states."""
+    """A key in a file."""
 
     name: str
-    """As the report calls it: the key, with the sections before it where they tell keys apart."""
+    """The name in the report: the key, after its sections if they distinguish keys."""
     key: str
     """sd-scripts' argument."""
     value: Any
     note: str = ""
-    """How `key` and `value` follow from the file, where they do not stand in it."""
+    """The way in which `key` and `value` follow from the file, if they are not in it."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class Imported:
     understood: list[str] = field(default_factory=list)
     """Keys that have the same value here."""
     translated: dict[str, str] = field(default_factory=dict)
-    """Keys that are something else here, and what."""
+    """Keys with another name or value here, which follows."""
     raw: dict[str, str] = field(default_factory=dict)
     """Keys that became raw arguments."""
     unused: dict[str, str] = field(default_factory=dict)
-    """Keys without an effect where the file comes from, and why."""
+    """Keys without effect in the original program, with the reason."""
     left_over: dict[str, Any] = field(default_factory=dict)
-    """Keys that could not be taken over, with their values."""
+    """Keys that could not be converted, with their values."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """Keys that held a secret, and where to put it; the values are not repeated."""
+    """Keys that held a secret, with the place for it; the values are not repeated."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why keys are left over, where that is known."""
+    """Reasons for keys that could not be converted, if known."""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Values that the file does not state: sd-scripts' defaults where the studio's differ."""
+    """sd-scripts' defaults for missing values that differ from the studio's."""
 
     def leave(self, name: str, value: Any, reason: str = "") -> None:
-        """Report a key that is not taken over."""
+        """Report a key that is not converted."""
         self.left_over[name] = value
         if reason:
             self.reasons[name] = reason

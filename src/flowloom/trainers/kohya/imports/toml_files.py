@@ -1,4 +1,4 @@
-"""sd-scripts' config TOML, also as other front ends nest it, with the dataset TOML that it names."""
+"""sd-scripts' config TOML, also in the nested forms of other front ends, with its dataset TOML."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flowloom.trainers.kohya.imports.result import Files, Given, Imported
 from flowloom.trainers.kohya.imports.values import number_of, words_of
 
 _PAIRS = frozenset({"network_args", "optimizer_args", "lr_scheduler_args"})
-"""Arguments of NAME=VALUE that some front ends write as a table."""
+"""NAME=VALUE arguments that some front ends write as a table."""
 _NESTED = frozenset({"args", "dataset_args"})
 """Tables within the sections of derrian-distro's front end."""
 _OF_FRONT_ENDS = frozenset({"sdxl", "fa", "warmup_ratio"})
-"""Keys of that front end that stand for others of sd-scripts."""
+"""Keys of that front end that mean other keys of sd-scripts."""
 
 
 def from_toml(text: str, dataset_toml: str = "", files: Files | None = None) -> Imported:
-    """The configuration that a TOML describes, and the dataset TOML brought with it.
+    """The configuration in a TOML and the dataset TOML imported with it.
 
     Raises:
         ConfigError: one of them is no TOML, or describes a training that the studio does not have.
@@ -92,7 +92,7 @@ def _leaves(table: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator
 
 
 def _once(stated: list[Given], found: Imported) -> Iterator[Given]:
-    """Each argument once, called by its key; of those stated twice the last one counts, as in sd-scripts."""
+    """Each argument once, by its key; of repeated arguments the last counts, as in sd-scripts."""
     last = {given.key: given for given in stated}
     for given in stated:
         if last[given.key] is given:

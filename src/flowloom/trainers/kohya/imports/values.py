@@ -1,4 +1,4 @@
-"""Values of files as the configuration takes them: numbers and switches may stand there as texts."""
+"""Convert values of files for the configuration: numbers and switches may be strings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def number_of(value: Any) -> Any:
 
 
 def words_of(value: Any) -> Any:
-    """NAME=VALUE words of a string, which kohya_ss splits, or of a table, as a list; other values unchanged.
+    """A list of the NAME=VALUE in a string, which kohya_ss splits, or in a table; other values unchanged.
 
     sd-scripts ends at a word `a=1 b=2` of a list, so that such a word is split, too.
     """
@@ -58,7 +58,7 @@ def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
     value = _typed(value, kinds)
     is_zero = not isinstance(value, bool) and value == 0 and "null" in kinds
-    # 0 steps between checkpoints: a form's way to say never.
+    # 0 steps between checkpoints mean never in a form.
     return None if is_zero and not _is_valid(section, key, value) else value
 
 
@@ -83,7 +83,7 @@ def _typed(value: Any, kinds: frozenset[str]) -> Any:
 
 @lru_cache(16)
 def _kinds(section: type[BaseModel]) -> dict[str, frozenset[str]]:
-    """JSON's names of the types that each field takes."""
+    """JSON names of the types that each field accepts."""
     return {
         key: frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
         for key, schema in section.model_json_schema()["properties"].items()
