@@ -63,7 +63,7 @@ class WandB(LoggerSpec):
             raise cannot_open(
                 "wandb", error, "Fix it, or set mode offline and run 'wandb sync' later."
             ) from error
-        remember(id_path, run.id)
+        remember(id_path, run.id)  # pyright: ignore[reportUnknownArgumentType]
         # Validation and samples may arrive after later steps, so each row has its step.
         run.define_metric("*", step_metric="step")
         return _WandBLogger(self, run_dir, wandb, run)
