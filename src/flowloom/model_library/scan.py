@@ -17,13 +17,11 @@ from flowloom.model_library.adapters import AdapterFacts, read_adapter_facts
 from flowloom.model_library.untrained import is_untrained
 from flowloom.models.architectures import Kind
 from flowloom.models.family import families
-from flowloom.models.header import INDEX, Header, read_header, read_shards, read_small_json
+from flowloom.models.header import INDEX, PICKLED, SAFE, Header, read_header, read_shards, read_small_json
 from flowloom.models.recognize import Found, architectures, recognize, vae_by_scaling
 from flowloom.models.weight_formats import GGUF, why_gguf, why_unreadable
 
-SAFE = (".safetensors", ".sft")
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-LISTED = (*SAFE, *PICKLES, GGUF)
+LISTED = (*SAFE, *PICKLED, GGUF)
 MAX_FILES = 5_000
 """Folders with more files are skipped."""
 MAX_FOLDERS = 20_000
@@ -175,7 +173,7 @@ def _read_model(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     plain = replace(plain, variant=variant, version=version)
     if not path.is_dir() and (unreadable := why_gguf(path)):
         return replace(plain, family="GGUF", problem=f"{path.name} {unreadable}")
-    if path.name.endswith(PICKLES):
+    if path.name.endswith(PICKLED):
         return replace(plain, kind="pickle", family="Pickles")
     if files[0].name == "model_index.json":
         return _pipeline(plain, files[0])

@@ -20,7 +20,10 @@ MAX_HEADER = 2**25
 """Bytes of JSON; those of released models have less than 2 MiB."""
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Bytes per number; formats not listed have one byte or less."""
+SAFE = (".safetensors", ".sft")
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 INDEX = ".index.json"
+"""Suffixes of weights, and of an index of shards."""
 
 _LFS = b"version https://git-lfs"
 _NARROW = {"F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"}
@@ -135,7 +138,7 @@ def read_shards(index: Path) -> tuple[Header, list[Path]]:
 def _shard_names(content: Any) -> list[str]:
     names: Iterable[str] = sorted(set(content["weight_map"].values()))
     # A name with a folder in it is not a file of this index.
-    if any(Path(name).name != name or not name.endswith((".safetensors", ".sft")) for name in names):
+    if any(Path(name).name != name or not name.endswith(SAFE) for name in names):
         raise ValueError(names)
     return list(names)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flowloom.errors import WeightsError
 from flowloom.import_warnings import quiet_imports
+from flowloom.models.quantized import Float8Linear
 from flowloom.models.tokenizer import EOS, PAD, Tokenize, load_tokenizer
 from flowloom.models.weights import Weights, assign_weights, check_names, open_weights
 
@@ -68,23 +68,8 @@ class TextEncoder:
         return self.encoder(ids.to(self.device)).last_hidden_state
 
 
-class Float8Linear(nn.Module):
-    """A linear layer without bias whose weight is kept in 8 bits, with a scale for each row."""
-
-    weight = None  # transformers' T5 casts its input to the format of `weight`, where that is a tensor.
-    eighths: Tensor
-    scale: Tensor
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        widest = torch.finfo(torch.float8_e4m3fn).max
-        scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / widest
-        self.register_buffer("eighths", (weight.float() / scale).to(torch.float8_e4m3fn), persistent=False)
-        self.register_buffer("scale", scale[:, 0], persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x W^T for x (..., in)."""
-        return functional.linear(x, self.eighths.to(x.dtype)) * self.scale.to(x.dtype)
+class _T5Float8Linear(Float8Linear):
+    weight = None  # pyright: ignore[reportAssignmentType] -- T5 casts its input to the dtype of a `weight`
 
 
 class StatesOnly:
@@ -160,8 +145,9 @@ def load_text_encoder(
     weights = _encoder_weights(open_weights(t5_path))
     check_names(encoder, weights)
     if to_8bit:
-        weights = _take_linears(encoder, weights, device)
-    assign_weights(encoder, weights, device, dtype)
+        _assign_in_8bit(encoder, weights, device, dtype)
+    else:
+        assign_weights(encoder, weights, device, dtype)
     return TextEncoder(encoder, tokenize, device)
 
 
@@ -173,13 +159,17 @@ def _encoder_weights(weights: Weights) -> Weights:
     return weights.gathered(names | ({"embed_tokens.weight": shared} if shared else {}))
 
 
-def _take_linears(encoder: nn.Module, weights: Weights, device: torch.device) -> Weights:
-    """Put 8-bit layers in place of `encoder`'s linear ones; the weights that are left."""
-    linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+def _assign_in_8bit(encoder: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+    """`assign_weights`, with 8-bit layers in place of `encoder`'s linear ones, which have no bias."""
+    linears = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     for name in linears:
-        encoder.set_submodule(name, Float8Linear(weights[f"{name}.weight"].to(device)))
-    taken = {f"{name}.weight" for name in linears}
-    return weights.gathered({name: (name,) for name in weights if name not in taken})
+        encoder.set_submodule(name, nn.Identity())
+    quantized = {f"{name}.weight" for name in linears}
+    others = weights.gathered({name: (name,) for name in weights if name not in quantized})
+    assign_weights(encoder, others, device, dtype)
+    for name, linear in linears.items():
+        linear.weight = nn.Parameter(weights[f"{name}.weight"].to(device), requires_grad=False)
+        encoder.set_submodule(name, _T5Float8Linear(linear))
 
 
 def _read_config(path: Path) -> T5Config:

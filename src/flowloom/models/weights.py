@@ -18,11 +18,8 @@ from torch import Tensor, nn
 
 from flowloom.errors import WeightsError, disk_full, is_disk_full
 from flowloom.files import replacing
+from flowloom.models.header import INDEX, PICKLED, SAFE
 from flowloom.models.weight_formats import why_gguf, why_unreadable
-
-SAFE = (".safetensors", ".sft")
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")
-INDEX = ".index.json"
 
 _DTYPES = {
     "F64": torch.float64,
