@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from flowloom.server.allowed_roots import AllowedRoots
-from flowloom.server.endpoints import unfit_endpoint
+from flowloom.server.endpoints import endpoint_problem
 from flowloom.server.pages import Pages
 from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
 from tests.server.conftest import Studio, wait_for
@@ -167,10 +167,10 @@ def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: st
 
 
 def test_a_store_that_the_owner_named_may_be_private():
-    assert unfit_endpoint("http://127.0.0.1:9000", {})
-    assert not unfit_endpoint("http://127.0.0.1:9000", {"FLOWLOOM_PRIVATE_HOSTS": "127.0.0.0/8"})
-    assert not unfit_endpoint("http://127.0.0.1:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
-    assert unfit_endpoint("http://127.0.0.2:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
+    assert endpoint_problem("http://127.0.0.1:9000", {})
+    assert not endpoint_problem("http://127.0.0.1:9000", {"FLOWLOOM_PRIVATE_HOSTS": "127.0.0.0/8"})
+    assert not endpoint_problem("http://127.0.0.1:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
+    assert endpoint_problem("http://127.0.0.2:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
 
 
 @pytest.mark.parametrize("mode", ["no-cors", "cors", "websocket"])

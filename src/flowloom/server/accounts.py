@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from flowloom.json_types import is_object
 from flowloom.server.problems import ServiceError
 from flowloom.storage.downloads.request import HUB
 
@@ -43,7 +44,7 @@ def wandb_account(key: str) -> str | None:
     answer = _send("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
     data = answer.get("data") if answer else None
     # For an unknown key, it returns no viewer.
-    viewer = data.get("viewer") if isinstance(data, dict) else data
+    viewer = data.get("viewer") if is_object(data) else data
     return None if viewer is None else _name(wandb, viewer, "username")
 
 
@@ -72,13 +73,14 @@ def _send(method: str, url: str, headers: dict[str, str], content: Any = None) -
         answer = json.loads(body)
     except ValueError:
         answer = None
-    if response.status != 200 or not isinstance(answer, dict):
+    if response.status != 200 or not is_object(answer):
         hint = "Try again later, or check HF_ENDPOINT and WANDB_BASE_URL, if they are set."
         raise ServiceUnreachable(f"{url}: unexpected response with status {response.status}.", hint)
     return answer
 
 
 def _name(service: str, found: Any, key: str) -> str:
-    if not isinstance(found, dict) or not isinstance(found.get(key), str):
+    name = found.get(key) if is_object(found) else None
+    if not isinstance(name, str):
         raise ServiceUnreachable(f"{service}: the response names no account.", "Check the service's address.")
-    return found[key]
+    return name

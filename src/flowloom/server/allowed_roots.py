@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowloom.config.local_paths import local_path_error
 from flowloom.errors import Problem
+from flowloom.json_types import is_array, is_object
 from flowloom.server.endpoints import endpoint_problem
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 from flowloom.trainers.kohya.arguments import path_in
@@ -58,8 +59,8 @@ class AllowedRoots:
 
     def referenced_paths(self, config: Any, key: str = "") -> Iterator[Path]:
         """Real paths named in a configuration, except the roots themselves, which contain everything."""
-        if isinstance(config, dict | list):
-            for name, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if is_object(config) or is_array(config):
+            for name, value in _pairs(config):
                 yield from self.referenced_paths(value, f"{key}.{name}")
         elif _is_encodable(config) and (named := _path_in(key, config)) and _is_possible_path(named):
             try:
@@ -71,9 +72,8 @@ class AllowedRoots:
 
     def path_problems(self, config: Any, key: str = "") -> Iterator[Problem]:
         """Problems of paths in a configuration that leave the roots, and of text that cannot be encoded."""
-        if isinstance(config, dict | list):
-            pairs = config.items() if isinstance(config, dict) else enumerate(config)
-            for name, value in pairs:
+        if is_object(config) or is_array(config):
+            for name, value in _pairs(config):
                 if not _is_encodable(name):
                     yield Problem(key, f"{name!r} is not valid Unicode.")
                 else:
@@ -108,6 +108,11 @@ class AllowedRoots:
             message = f"{path!r} overlaps the runs folder, in which only the studio creates files."
             return message, "Choose another folder."
         return "", ""
+
+
+def _pairs(config: dict[str, Any] | list[Any]) -> Iterable[tuple[str | int, Any]]:
+    """The keys or indices of a configuration's part, with their values."""
+    return config.items() if is_object(config) else enumerate(config)
 
 
 def _is_encodable(value: Any) -> bool:

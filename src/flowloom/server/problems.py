@@ -304,7 +304,7 @@ def _on_ours(_: Request, error: Exception) -> JSONResponse:
 
 def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    places = []
+    places: list[FieldProblem] = []
     for detail in error.errors():
         where, *path = detail["loc"]
         below = "" if where == "body" else f"/{where}"

@@ -233,7 +233,7 @@ def _own_addresses(*, with_v6: bool) -> list[str]:
 def serving_at(home: Path) -> tuple[int, str]:
     """Port and host of the studio that serves `home`, or served it last; else the defaults."""
     try:
-        url = urlsplit(json.loads((home / ".flowloom" / "server.json").read_bytes())["url"])
+        url = urlsplit(str(json.loads((home / ".flowloom" / "server.json").read_bytes())["url"]))
         return url.port or PORT, url.hostname or LOOPBACK
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return PORT, LOOPBACK

@@ -79,7 +79,7 @@ class Tries:
 
     def wait_s(self, address: str) -> float:
         """Seconds until a token from this address is checked again."""
-        _, _, until = self._failed.get(address, (set(), 0.0, 0.0))
+        _, _, until = self._failed.get(address, (set[str](), 0.0, 0.0))
         return max(0.0, until - time.monotonic())
 
     def failed(self, address: str, given: str) -> None:
@@ -87,7 +87,7 @@ class Tries:
         now = time.monotonic()
         seen, last, until = self._failed.pop(address, (set[str](), now, 0.0))
         if now - last > FORGOTTEN_AFTER_S:
-            seen, until = set(), 0.0
+            seen, until = set[str](), 0.0
         if (digest := _digest(given)) not in seen and len(seen) < 100:
             seen.add(digest)
             over = len(seen) - FREE_TRIES

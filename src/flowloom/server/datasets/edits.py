@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from flowloom.datasets.captions.folder import FolderCaptions, caption_place
 from flowloom.datasets.captions.formats import NO_VERSION, Caption, version_of
@@ -300,7 +301,12 @@ class Editor:
         """Make the changes of the journal."""
         num_changes = sum(1 for _ in journal.changes())
         about_path = journal.path.with_suffix(".json")
-        about = {"title": title, "time": time.time(), "num_changed": num_changes, "undoes": undoes}
+        about: dict[str, Any] = {
+            "title": title,
+            "time": time.time(),
+            "num_changed": num_changes,
+            "undoes": undoes,
+        }
         about_path.write_text(json.dumps(about))
         numbers = count()  # of changes that are passed on until the edit is cancelled
         changes = zip(self.lock.watch("writing", num_changes, journal.changes()), numbers, strict=False)

@@ -155,7 +155,7 @@ class Index(Table):
                 found = base.execute(query, (last, AT_ONCE)).fetchall()
             if not found:
                 return
-            measured = []
+            measured: list[tuple[int, int, str, int]] = []
             for last, item in found:
                 width, height, reason = pixels_of(self.dataset.folder / item)
                 measured.append((width, height, reason, last))

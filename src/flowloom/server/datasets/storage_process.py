@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -173,7 +174,7 @@ def images(url: str, storage: StorageSection, known: dict[str, str]) -> Iterator
     pairs = _pairs(source)
     with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
         while batch := list(islice(pairs, AT_ONCE)):
-            yield from pool.map(lambda pair: _row(source, pair, known), batch)
+            yield from pool.map(partial(_row, source, known=known), batch)
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def list_offers(studio: StudioDep) -> list[OfferView]:
 @in_group("computing")
 def list_missing(body: ConfigRequest, studio: StudioDep) -> MissingFiles:
     """Missing or wrong files of the model section, with the reason, local candidates and a download."""
-    section = body.config.get("model") or {}
+    section: Any = body.config.get("model") or {}
     if strays := list(studio.roots.path_problems({"model": section})):
         raise Invalid.of(strays)
     folders = [

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_object
 from flowloom.run.directory import RunDir, default_name
 from flowloom.run.resume import change_run, require_mutable
 from flowloom.run.task import Task
@@ -109,8 +110,8 @@ def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
 
 def patched(value: Any, patch: Any) -> Any:
     """Return `value` with a JSON merge patch (RFC 7396) applied."""
-    if not isinstance(patch, dict):
+    if not is_object(patch):
         return patch
-    base = value if isinstance(value, dict) else {}
+    base = value if is_object(value) else dict[str, Any]()
     merged = base | {name: patched(base.get(name), change) for name, change in patch.items()}
     return {name: item for name, item in merged.items() if not (name in patch and patch[name] is None)}

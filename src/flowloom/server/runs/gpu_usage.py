@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from flowloom.files import open_plain, parsed
+from flowloom.json_types import is_array, is_object
 from flowloom.server.background import isolate_errors
 from flowloom.server.runs.registry import RunRegistry
 from flowloom.server.system import Gpu, SystemMonitor
@@ -111,18 +112,18 @@ def _parsed(line: bytes) -> tuple[float, dict[str, list[Figure]]] | None:
         content = parsed(line)
     except ValueError:
         return None
-    if not isinstance(content, list) or len(content) != 2:
+    if not is_array(content) or len(content) != 2:
         return None
     time, values = content
-    is_valid = (
-        isinstance(time, int | float) and isinstance(values, dict) and all(map(_are_figures, values.values()))
-    )
-    return (time, values) if is_valid else None
+    if not isinstance(time, int | float) or not is_object(values):
+        return None
+    return (time, values) if all(map(_are_figures, values.values())) else None
 
 
 def _are_figures(values: Any) -> bool:
-    is_list = isinstance(values, list) and len(values) == len(FIGURES)
-    return is_list and all(isinstance(value, int | float | None) for value in values)
+    if not is_array(values) or len(values) != len(FIGURES):
+        return False
+    return all(isinstance(value, int | float | None) for value in values)
 
 
 def _mean(values: list[Figure]) -> Figure:

@@ -211,7 +211,7 @@ class LogEventWriter:
         self._has_begun = True
         known = {"versions": self._versions, "method": self.trainer.name, "resumed_from": self._resumed_from}
         started = {**known, **event, "device": self._device_name(event.get("device"))}
-        self._last_step = started["resumed_from"] or 0
+        self._last_step = event.get("resumed_from", self._resumed_from) or 0
         self._counter.start(self._last_step)
         self._write("started", started)
         self._enter("training")

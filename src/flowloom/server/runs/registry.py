@@ -212,7 +212,7 @@ def _remove_empty(path: Path) -> None:
 
 def _signature(path: Path) -> str:
     """A text that differs whenever the run's state may have changed."""
-    marks = []
+    marks: list[str] = []
     for part in (*(path / name for name in _WATCHED), lock_path(path)):
         try:
             status = part.stat()

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, Field
 
+from flowloom.json_types import is_array, is_object
 from flowloom.server.deps import Studio
 from flowloom.server.problems import NoSuchFile, OutsideRoots
 
@@ -35,8 +36,8 @@ def files_of(result: Any, studio: Studio) -> list[ResultFile]:
 
 
 def _paths(value: Any) -> Iterator[str]:
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
+    if is_object(value) or is_array(value):
+        for item in value.values() if is_object(value) else value:
             yield from _paths(item)
     elif isinstance(value, str) and value.startswith("/") and "\0" not in value and len(value) < 4096:
         yield value

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 from pydantic import BaseModel, Field
 
 from flowloom.files import open_plain
+from flowloom.json_types import is_object
 from flowloom.server.off_loop import off_loop
 
 _POLL_S = 0.1
@@ -143,7 +144,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not is_number(event.get("seq"), whole=True):
+    if not is_object(event) or not is_number(event.get("seq"), whole=True):
         return None
     # The kind becomes a line of the stream, and must not contain line breaks.
     kind = event.get("kind")

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flowloom.files import open_plain, read_json, whole_text
+from flowloom.json_types import is_object
 from flowloom.locks import is_held
 from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.run.events import last_kept_step
@@ -223,7 +224,7 @@ def _tail(path: Path, attempt_start: int, *, has_both: bool) -> _Tail:
 
 def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
     """True if a line is a valid event. Others are skipped, so that they do not hide a run."""
-    if not isinstance(event, dict) or not isinstance(kind := event.get("kind"), str):
+    if not is_object(event) or not isinstance(kind := event.get("kind"), str):
         return False
     is_named = kind != "phase" or isinstance(event.get("name"), str)
     return is_named and all(
@@ -279,8 +280,8 @@ def _devices(
         return []
     if assigned := entry or record:
         return list(assigned.devices)
-    parallel = config.get("parallel") if isinstance(config, dict) else None
-    device = parallel.get("device", "auto") if isinstance(parallel, dict) else "auto"
+    parallel = config.get("parallel") if is_object(config) else None
+    device = parallel.get("device", "auto") if is_object(parallel) else "auto"
     return [device] if isinstance(device, str) and device != "auto" else []
 
 
