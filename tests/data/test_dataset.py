@@ -267,7 +267,7 @@ def test_a_missing_or_misshapen_mask_is_a_skipped_row(tmp_path: Path) -> None:
     skipped = {s.line: s.reason for s in skipped_of(make_loader(config_of(None, section)))}
     assert set(skipped) == {2, 3, 4}
     assert "no mask: no such file" in skipped[2]
-    assert "another shape" in skipped[3]
+    assert "another aspect ratio" in skipped[3]
     assert "not readable" in skipped[4]
 
 
