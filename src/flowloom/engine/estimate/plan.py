@@ -47,6 +47,8 @@ class Plan:
     problems: list[Problem] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     """Those of the notes that a user may want to act on before the run starts."""
+    dataset: Dataset | None = None
+    """None if it cannot be opened."""
 
     def check(self, path: str, work: Callable[[], T]) -> T | None:
         """The result of `work`; None if it fails, with the problem noted."""
@@ -65,7 +67,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
     plan.sections.append(("networks", _network_rows(plan, config)))
-    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: load_dataset(config))
+    dataset = plan.dataset = plan.check("dataloader.jsonl_metadata_path", lambda: load_dataset(config))
     ranks, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.dataloader.batch_size
     updates = min(config.training.updates_per_large_batch, batch_size)
     if batch_size < ranks * updates:

@@ -110,7 +110,7 @@ def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
     """Estimate the run of `loaded`; no weight is read and nothing is written."""
     config = loaded.config
     found = Preflight(make_plan(loaded))
-    dataset = _quietly(lambda: open_dataset(config))
+    dataset = found.plan.dataset or _quietly(lambda: open_dataset(config))
     networks = _quietly(lambda: Networks.from_config(config))
     device = (
         torch.device("cuda") if target.gpu_gib else _quietly(lambda: choose_device(config.parallel.device))
