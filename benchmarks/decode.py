@@ -22,7 +22,7 @@ LEAST_PSNR = 40.0
 """Decibels, of the worst image."""
 
 
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+def photo(seed: int, size: tuple[int, int]) -> Image.Image:
     """Clouds with the spectrum of photographs, and discs with sharp edges."""
     width, height = size
     draw = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 def jpeg(seed: int, size: tuple[int, int] = GIVEN) -> bytes:
     """An image as a file."""
     file = io.BytesIO()
-    picture(seed, size).save(file, "JPEG", quality=QUALITY)
+    photo(seed, size).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
 
 

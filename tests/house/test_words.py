@@ -1,11 +1,13 @@
-"""Plain words: strings that users see, documents and first docstring lines use the terms of docs/glossary.md.
+"""Plain words: strings, docstrings, comments, names and documents use the terms of docs/glossary.md.
 
 `python tests/house/test_words.py PATH ...` lists the words to replace in files or folders, allowed or not.
 """
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-SHOWN_WHOLE = ("src/flowloom/server/routes/", "src/flowloom/config/")  # docstrings that OpenAPI and help show
 Text = tuple[int, str]  # the line where it begins, and a string, docstring or paragraph
 
 ALLOWED = {
@@ -77,21 +78,27 @@ def is_prose(text: str) -> bool:
 
 
 def python_texts(path: Path) -> Iterator[Text]:
-    """Strings, and the first lines of docstrings (all lines where OpenAPI or help shows them)."""
-    tree = ast.parse(path.read_text())
-    is_shown_whole = path.relative_to(ROOT).as_posix().startswith(SHOWN_WHOLE)
-    docstrings = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            docstrings.add(getattr(node.body[0], "value", None))
+    """Strings, docstrings by paragraph, comments, and the names of the module, its classes and functions."""
+    source = path.read_text()
+    tree = ast.parse(source)
     parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            words = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
-            yield node.lineno, "".join(words)
+            texts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, "".join(texts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
-            is_line = node in docstrings and not is_shown_whole
-            yield node.lineno, node.value.strip().partition("\n\n" if not is_line else "\n")[0]
+            yield from ((node.lineno, " ".join(text.split())) for text in node.value.split("\n\n"))
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.lineno, plain_name(node.name)
+    yield 1, plain_name(path.stem)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string.lstrip("#: ")
+
+
+def plain_name(name: str) -> str:
+    """The words of an identifier as a label: `read_dataSet` is `Read data set`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name).strip().lower().capitalize()
 
 
 TYPESCRIPT = re.compile(
@@ -195,15 +202,19 @@ def test_the_check_of_words_has_no_false_alarms(text: str):
 def test_texts_are_found_in_every_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     sources = {
-        "a.py": '"""Says a wish.\n\nA keeper."""\n\n\ndef f(x):\n    raise ValueError(f"{x} lacks a b")\n',
+        "a.py": '"""A wish.\n\nA keeper."""\n\n\ndef is_told(x):\n    raise ValueError(f"{x} lacks b")  # made anew\n',  # noqa: E501
         "a.tsx": 'import { told } from "@/lib/told"; // told\nf("Tells b"); <p>The run\'s {x} shelf is</p>',
         "a.md": "# A picture\n\nThe `picture` is\n\n```\na wish\n```\n\n- is told\n",
     }
-    expected = {"a.py": ["wish", "lacks"], "a.tsx": ["Tells", "shelf"], "a.md": ["picture", "told"]}
+    expected = {
+        "a.py": ["anew", "keeper", "lacks", "told", "wish"],
+        "a.tsx": ["Tells", "shelf"],
+        "a.md": ["picture", "told"],
+    }
     for name, source in sources.items():
         path = tmp_path / name
         path.write_text(source)
-        assert re.findall(r": '(\w+)': use", "\n".join(findings(path))) == expected[name]
+        assert sorted(re.findall(r": '(\w+)': use", "\n".join(findings(path)))) == expected[name]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowloom.run.directory import RunDir
-from flowloom.run.results import checkpoints_of, is_whole, last_saved_step, newest_file_time, samples_of
+from flowloom.run.results import checkpoints_of, is_complete, last_saved_step, newest_file_time, samples_of
 
 HEADER = json.dumps(
     {"__metadata__": {}, "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
@@ -36,22 +36,22 @@ def written(path: Path, data: bytes, at: float = 2000.0) -> Path:
 @pytest.mark.parametrize("length", range(0, len(WHOLE) + 1, 3))
 def test_weights_are_whole_only_to_their_last_byte(tmp_path: Path, length: int) -> None:
     path = written(tmp_path / "w.safetensors", WHOLE[:length])
-    assert is_whole(path) == (length == len(WHOLE))
+    assert is_complete(path) == (length == len(WHOLE))
 
 
 def test_a_pickle_is_whole_when_its_archive_is_and_is_never_opened(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", "not even a pickle " * 100)
-    assert is_whole(path)
+    assert is_complete(path)
     path.write_bytes(path.read_bytes()[:-30])
-    assert not is_whole(path)
-    assert not is_whole(tmp_path / "nothing.pth")
+    assert not is_complete(path)
+    assert not is_complete(tmp_path / "nothing.pth")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, (2).to_bytes(8, "little") + b"[]", b"\0" * 8])
 def test_weights_that_are_none_are_not_whole(tmp_path: Path, data: bytes) -> None:
-    assert not is_whole(written(tmp_path / "w.sft", data))
+    assert not is_complete(written(tmp_path / "w.sft", data))
 
 
 def test_checkpoints_come_newest_first_and_kohyas_and_flows_files_as_well(run_dir: RunDir) -> None:

@@ -268,9 +268,9 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--port", type=port, metavar="N", help=about)
     args = parser.parse_args(arguments)
     last_port, host = serving_at(default_home())
-    from flowloom.engine.doctor import examine
+    from flowloom.engine.doctor import run_checks
 
-    findings = examine(last_port if args.port is None else args.port, host)
+    findings = run_checks(last_port if args.port is None else args.port, host)
     _print_table([("" if finding.is_well else "!", finding.name, finding.text) for finding in findings])
     return OK if all(finding.is_well for finding in findings) else WRONG
 

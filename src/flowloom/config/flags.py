@@ -92,7 +92,7 @@ class Laid:
         return ""
 
 
-def lay_over(laid: Laid, overrides: Overrides) -> None:
+def apply_flags(laid: Laid, overrides: Overrides) -> None:
     """Apply `overrides` to `laid`, sections and kinds before the keys inside them.
 
     A section whose `kind` changes loses the keys of its old kind. A list flag can be repeated to add

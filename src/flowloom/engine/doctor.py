@@ -44,7 +44,7 @@ class Finding(NamedTuple):
     is_well: bool = True
 
 
-def examine(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
+def run_checks(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
     """Python, torch, the device, packages, other trainers, secrets, disk, and the studio's port."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     return [
@@ -150,7 +150,7 @@ def _reached_at(host: str) -> str:
 def main() -> None:
     """The findings as a line of JSON, for the studio at this port and host, which does not import torch."""
     port, host = sys.argv[1:]
-    sys.stdout.write(json.dumps([finding._asdict() for finding in examine(int(port), host)]) + "\n")
+    sys.stdout.write(json.dumps([finding._asdict() for finding in run_checks(int(port), host)]) + "\n")
 
 
 if __name__ == "__main__":

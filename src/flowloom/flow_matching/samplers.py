@@ -74,7 +74,7 @@ def dpmpp_2m(model: Model, x: Tensor, levels: Sequence[float], callback: Callbac
 
     Algorithm 2 of Lu et al. 2022 (arXiv:2211.01095) for alpha = 1 - t and sigma = t, where the image seen
     at x is D = x - t v and a step from t to s becomes x = s/t x + (1 - s/t) D. D is carried on along the
-    log signal-to-noise ratio from the step before; where that is infinite, at both ends, it is left as it is.
+    log signal-to-noise ratio from the step before; where that is infinite, at both ends, it is unchanged.
     """
     before: Tensor | None = None
     last_width = math.inf

@@ -15,7 +15,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Tensor, mask: Tensor | 
 
     Args:
         rotation: (S, d/2, 2), from `rotation_table`.
-        mask: (B, 1, 1, S) bool, False for keys that nobody sees; None allows the fastest kernels.
+        mask: (B, 1, 1, S) bool, False for keys to ignore; None allows the fastest kernels.
     """
     q, k = rotate(q, rotation), rotate(k, rotation)
     if q.device.type == "cpu" and _compute_dtype(q) == torch.bfloat16:

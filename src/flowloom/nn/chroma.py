@@ -138,7 +138,7 @@ class Chroma(nn.Module):
             noise_level: (B,) in [0, 1] or, one for all, (1,).
             text: (B, T, C) encoder states.
             image_ids: (L, 3) positions.
-            text_mask: (B, T) bool, False where nobody may look; None where everything is seen.
+            text_mask: (B, T) bool, False for positions to ignore; None if there are none.
             guidance: like `noise_level`; None is 0, as Chroma is trained.
         """
         image, text = self.img_in(latents), self.txt_in(text)

@@ -21,11 +21,11 @@ class OptimizerSpec(Section):
     def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
         """The optimizer over parameter `groups`, each `{"params": [...], "weight_decay": w}`.
 
-        Its `state_dict` survives `torch.save` and `torch.load(weights_only=True)`, and training goes on
-        from it bit for bit.
+        Its `state_dict` survives `torch.save` and `torch.load(weights_only=True)`, and training
+        resumes from it bit for bit.
 
         Raises:
-            ConfigError: the device or the installation lacks what this optimizer needs.
+            ConfigError: the device or the installation does not support this optimizer.
         """
         raise NotImplementedError
 

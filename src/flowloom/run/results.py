@@ -71,17 +71,17 @@ def last_saved_step(run_dir: RunDir) -> int | None:
     return next((step for step in reversed(steps) if isinstance(step, int)), None)
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """True if a file of weights is complete; nothing is unpickled."""
     try:
         if path.suffix in (".safetensors", ".sft"):
-            return _is_whole_safetensors(path)
+            return _is_complete_safetensors(path)
         return zipfile.is_zipfile(path)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
-def _is_whole_safetensors(path: Path) -> bool:
+def _is_complete_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER:
@@ -123,7 +123,7 @@ def _is_folder_of_one(entry: Path) -> bool:
 
 
 def _are_weights(entry: Path) -> bool:
-    return entry.suffix in WEIGHTS and entry.is_file() and is_whole(entry)
+    return entry.suffix in WEIGHTS and entry.is_file() and is_complete(entry)
 
 
 def _age(entry: Path) -> tuple[str, float, str]:

@@ -1,9 +1,9 @@
 """The studio's pages: a static export of `frontend/`, served beside the API from the same port.
 
-Files below `_next/static/` carry a hash in their name and are kept for a year; all others are asked for
-again each time, and answered with 304 where they did not change. Each page's inline scripts are allowed
-by their hashes, nothing else that is inline. The export is built with MARK before all its addresses; the path
-below which the studio lies is put in its place as a file is served.
+Files below `_next/static/` have a hash in their name, and browsers keep them for a year. All others are
+requested each time, with the response 304 if they did not change. The inline scripts of a page are allowed
+by their hashes, and nothing else that is inline. The export is built with MARK before all its addresses;
+the studio's path prefix replaces it when a file is served.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 - With a token, every request must carry it: scripts as a bearer header, browsers as a cookie (HttpOnly,
   SameSite=Strict, one for each sign-in). Clients that send many wrong tokens have to wait.
 - Bodies are limited to BODY_BYTES and BODY_WITHIN_S, except uploads, which have separate limits.
-- A changing request made by another site is refused, whatever it carries. So is a reading one, unless the
-  user follows a link: reading can make the studio send requests.
+- A changing request made by another site is refused, with or without the token. So is a reading one,
+  unless the user follows a link: reading can make the studio send requests.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flowloom.config.data_sections import DatasetSection
-from flowloom.config.flags import Laid, Overrides, lay_over
+from flowloom.config.flags import Laid, Overrides, apply_flags
 from flowloom.config.flow_format.keys import FLOW_KEYS
 from flowloom.config.flow_format.translate import general_name, refuse_foreign, translate
 from flowloom.config.model_files import cached_files, missing_files, resolve_paths, with_reason
@@ -65,10 +65,10 @@ def load_config(
     """
     of_flow = [flag for flag in overrides if general_name(flag[0]) in FLOW_KEYS]
     laid = Laid(deepcopy(data))
-    lay_over(laid, of_flow)
+    apply_flags(laid, of_flow)
     refuse_foreign(laid, source)
     secrets = usable_secrets() | translate(laid)
-    lay_over(laid, [flag for flag in overrides if flag not in of_flow])
+    apply_flags(laid, [flag for flag in overrides if flag not in of_flow])
     config, valid, problems = _validate(laid)
     if with_files:
         known = {problem.where for problem in problems}

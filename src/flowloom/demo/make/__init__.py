@@ -1,1 +1,1 @@
-"""How the demo's small networks are made; what they make is shipped in `assets/`."""
+"""Scripts that train the demo's small networks, which are shipped in `assets/`."""

@@ -1,9 +1,9 @@
 """Make `assets/ae.safetensors`: `python -m flowloom.demo.make.autoencoder [MINUTES]`, or train it further.
 
-FLUX's autoencoder at 2.8 million parameters: 8 pixels a latent, 16 channels. Ten channels are taught to be
-the picture at a quarter of its size (colours and their slopes), six are free to hold the finer strokes:
-latents that mean something simple are quickly learned by a small flow. It draws OpenMoji pictures again from
-latents with a little noise, by absolute and squared error and the error of neighbouring differences.
+FLUX's autoencoder at 2.8 million parameters: 8 pixels a latent, 16 channels. Ten channels are trained to
+be the image at a quarter of its size (colours and their slopes), six are free for finer strokes: a small flow
+learns latents with a simple meaning quickly. It decodes OpenMoji images from latents with a little noise, by
+absolute and squared error and the error of neighbouring differences.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ with quiet_imports():
 OUT = Path(__file__).parents[1] / "assets" / "ae.safetensors"
 SIZE, BATCH, LR = 64, 6, 1e-3
 PLAIN_REPEATS = 6
-"""How often the plain hearts, circles and squares come for one time of each other drawing."""
+"""Repeats of the plain hearts, circles and squares; other drawings come once."""
 MAX_NOISE = 0.2
 LUMINANCE_AND_CHROMA = torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.0, -1.0], [-0.6, 1.2, -0.6]])
 """Errors are measured in these: in plain RGB the network learns brightness first and colour hardly at all."""
 SLOPES = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 4
 """Mean, slope across, slope down and their product of 2 x 2 neighbours."""
 TAUGHT = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
-"""Of 3 colours x 4 slopes those kept: brightness whole, the two chromas without the product."""
+"""The kept ones of 3 colours x 4 slopes: all of brightness, the two chromas without the product."""
 
 
-def read_pictures() -> tuple[Tensor, Tensor]:
-    """Every drawing, flags and all, as uint8 (N, 3, SIZE, SIZE); and the indices to draw from."""
+def read_images() -> tuple[Tensor, Tensor]:
+    """All drawings, including flags, as uint8 (N, 3, SIZE, SIZE); and the indices to sample from."""
     plain = {p.code for p in drawings() if p.caption in {f"{c} {s}" for c in COLOURS for s in SHAPES}}
     pixels, indices = [], []
     for i, svg in enumerate(all_drawings()):
@@ -73,9 +73,9 @@ def thumbnail(images: Tensor) -> Tensor:
     return torch.einsum("sn,bcnhw->bcshw", SLOPES, neighbours).flatten(1, 2)[:, TAUGHT]
 
 
-def error(drawn: Tensor, images: Tensor) -> Tensor:
+def error(decoded: Tensor, images: Tensor) -> Tensor:
     """Difference between two images."""
-    a, b = (torch.einsum("ij,bjhw->bihw", LUMINANCE_AND_CHROMA, x) for x in (drawn, images))
+    a, b = (torch.einsum("ij,bjhw->bihw", LUMINANCE_AND_CHROMA, x) for x in (decoded, images))
     edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for d in (2, 3))
     return (a - b).abs().mean() + (a - b).square().mean() + 0.5 * edges
 
@@ -90,20 +90,20 @@ def varied(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def train(model: AutoencoderKL, pictures: Tensor, indices: Tensor, minutes: float) -> AutoencoderKL:
+def train(model: AutoencoderKL, dataset: Tensor, indices: Tensor, minutes: float) -> AutoencoderKL:
     """The average of the weights at the end of `minutes` with a cosine of learning rates."""
     torch.manual_seed(0)
     model = model.to(memory_format=torch.channels_last).train().requires_grad_(True)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    known = thumbnail(pictures[::4].float() / 127.5 - 1)
+    known = thumbnail(dataset[::4].float() / 127.5 - 1)
     centre, deviation = (f((0, 2, 3), keepdim=True) for f in (known.mean, known.std))
     start, step, quality = time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - start) / 60 / minutes) < 1:
         step += 1
         cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
         optimizer.param_groups[0]["lr"] = LR * min(1.0, step / 100) * cosine
-        images = varied(pictures[indices[torch.randint(0, len(indices), (BATCH,))]])
+        images = varied(dataset[indices[torch.randint(0, len(indices), (BATCH,))]])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = (model.encode(images).latent_dist.mean.float() - SHIFT) * SCALE
             noisy = latents + MAX_NOISE * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(latents)
@@ -128,9 +128,9 @@ def train(model: AutoencoderKL, pictures: Tensor, indices: Tensor, minutes: floa
 
 
 @torch.no_grad()
-def decibels(model: AutoencoderKL, pictures: Tensor) -> float:
+def decibels(model: AutoencoderKL, dataset: Tensor) -> float:
     """Mean PSNR of reconstructed images."""
-    images = pictures[::40].float() / 127.5 - 1
+    images = dataset[::40].float() / 127.5 - 1
     drawn = model.decode(model.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     return (10 * torch.log10(4 / (drawn - images).square().mean((1, 2, 3)))).mean().item()
 
@@ -138,10 +138,10 @@ def decibels(model: AutoencoderKL, pictures: Tensor) -> float:
 def main() -> None:
     """Train and write the file."""
     torch.set_num_threads(1)
-    pictures, indices = read_pictures()
+    dataset, indices = read_images()
     model = load_autoencoder(OUT, torch.device("cpu"), torch.float32).model if OUT.exists() else new_model()
-    model = train(model, pictures, indices, float(sys.argv[1]) if len(sys.argv) > 1 else 30.0)
-    sys.stdout.write(f"{decibels(model, pictures):.2f} dB\n")
+    model = train(model, dataset, indices, float(sys.argv[1]) if len(sys.argv) > 1 else 30.0)
+    sys.stdout.write(f"{decibels(model, dataset):.2f} dB\n")
     save_autoencoder(OUT, model.half())
 
 

@@ -1,4 +1,4 @@
-"""Makes `assets/t5`: `python -m flowloom.demo.make.text_encoder`, a few minutes on one core.
+"""Make `assets/t5`: `python -m flowloom.demo.make.text_encoder`, a few minutes on one core.
 
 A sentencepiece tokenizer and a T5 v1.1 encoder of 128 channels, trained as T5 is (Raffel et al. 2019,
 arXiv:1910.10683): words of a caption are hidden, and a decoder, thrown away afterwards, names them.
@@ -53,7 +53,7 @@ def train_tokenizer(captions: list[str]) -> bytes:
 
 
 def corrupted(ids: list[int], draw: random.Random, sentinels: list[int]) -> tuple[list[int], list[int]]:
-    """A caption with some pieces replaced by sentinels, and what the decoder must say."""
+    """A caption with some pieces replaced by sentinels, and the expected output of the decoder."""
     given, wanted, used = [], [], 0
     for piece in ids:
         if draw.random() < HIDDEN_SHARE and used < len(sentinels):
@@ -77,7 +77,7 @@ def main() -> None:
     """Train both and write the folder."""
     torch.manual_seed(0)
     draw = random.Random(0)
-    captions = [picture.caption for picture in drawings()]
+    captions = [drawing.caption for drawing in drawings()]
     captions += [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES] * 10
     tokenizer_model = train_tokenizer(captions)
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model)

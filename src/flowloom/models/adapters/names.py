@@ -74,7 +74,7 @@ class LoraNames:
     Args:
         stacks: the blocks, each layer with diffusers' names in the order of its rows.
         outer: layers outside of any block, likewise.
-        spec: the start of `modelspec.architecture`, which tells families apart that share layer names.
+        spec: the start of `modelspec.architecture`, which distinguishes families that share layer names.
         has_diffusers_layers: the network here is diffusers', whose layers are the parts.
     """
 

@@ -25,8 +25,8 @@ def round_stochastically_(target: Tensor, values: Tensor, generator: torch.Gener
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW whose bf16 weights (and bf16 moments) keep updates smaller than their last digit, on average.
 
-    The noise depends on the parameter's place and count of updates alone: training that goes on from a
-    saved state is rounded as it would have been. float32 weights are not rounded.
+    The noise depends only on the parameter's place and its number of updates: training resumed from a saved
+    state is rounded as it would have been without the interruption. float32 weights are not rounded.
     """
 
     def __init__(
