@@ -34,7 +34,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 
 @pytest.mark.parametrize("folder", ["runs", "runs/new", ".", ".."])
-def test_nobody_writes_a_run_by_hand_through_a_data_set(studio: Studio, folder: str):
+def test_no_run_is_written_through_a_dataset(studio: Studio, folder: str):
     path = studio.home / folder
     path.mkdir(parents=True, exist_ok=True)
     answer = studio.http.post("/api/datasets", json={"name": "trap", "path": str(path)})
@@ -49,7 +49,7 @@ def test_nobody_writes_a_run_by_hand_through_a_data_set(studio: Studio, folder: 
     ("folder", "save_as"),
     [("runs", "x/run.json"), ("runs/x", "run.json"), (".", "runs/x/studio/queue.json"), ("..", "run.json")],
 )
-def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
+def test_no_run_is_downloaded_into_the_runs_folder(studio: Studio, folder: str, save_as: str):
     item = {"url": "https://example.org/run.json", "save_as": save_as}
     body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
     answer = studio.http.post("/api/tasks/download/start", json=body)
@@ -230,7 +230,7 @@ class _Stuck:
         await asyncio.Event().wait()
 
 
-def test_who_ends_an_upload_waits_until_nobody_writes_to_it():
+def test_ending_an_upload_waits_for_its_writer():
     asyncio.run(_end_an_upload())
 
 

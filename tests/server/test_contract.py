@@ -70,7 +70,7 @@ def test_every_route_has_a_summary_an_explanation_and_error_answers(operation: d
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_a_path_names_may_not_be_there(path: str):
+def test_paths_with_a_name_document_404(path: str):
     names = {"{name}"} if path.startswith("/api/secrets") else set[str]()
     if not set(re.findall(r"{\w+[^}]*}", path)) - names:
         return
@@ -84,7 +84,7 @@ def answered(operation: dict[str, Any], status: str) -> set[str]:
     return set(OPENED["components"]["schemas"][reference.rpartition("/")[2]]["properties"])
 
 
-def test_every_trainer_is_spoken_to_in_the_same_way():
+def test_every_trainer_has_the_same_routes():
     found = {
         (method, path.removeprefix("/api/{trainer}/"), status): answered(operation, status)
         for path, methods in PATHS.items()
@@ -101,7 +101,7 @@ def test_every_trainer_is_spoken_to_in_the_same_way():
     assert choices["schema"]["additionalProperties"] == {"items": {"type": "string"}, "type": "array"}
 
 
-def test_whatever_is_asked_of_a_run_is_answered_by_how_it_stands():
+def test_every_action_on_a_run_returns_its_state():
     for name in RUNS_ROUTES:
         operation = PATHS[f"/api/runs/{{run_id}}/{name}"]["post"]
         assert answered(operation, "201" if name == "duplicate" else "200") >= RUN

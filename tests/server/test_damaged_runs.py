@@ -362,7 +362,7 @@ def test_a_secrets_file_that_cannot_be_used_stops_only_runs_that_may_need_it(
     assert views(opened)["needs"].state == "queued"
 
 
-def test_what_may_need_a_secret_is_told_from_the_configuration():
+def test_the_need_for_secrets_follows_from_the_configuration():
     assert not may_need_secrets(ALL["flow"].defaults())
     assert not may_need_secrets(ALL["kohya"].defaults())
     assert may_need_secrets({"dataloader": {"image_folder_path": "s3://bucket/fox"}})

@@ -23,7 +23,7 @@ TINY_GIF = b"GIF89a" + (3).to_bytes(2, "little") + (2).to_bytes(2, "little") + b
 
 @pytest.fixture
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> Path:
-    """A new data set of four pictures, three of them with captions."""
+    """A new dataset of four pictures, three of them with captions."""
     name = f"fox {request.node.name}"[:60].strip()
     folder = one_studio.home / "data" / name
     (folder / "den").mkdir(parents=True)
@@ -39,9 +39,7 @@ def images(studio: Studio, name: str, **asked: Any) -> list[str]:
     return [one["item"] for one in studio.get(f"/api/datasets/{name}/images", **asked)["images"]]
 
 
-def test_folders_jsonls_and_what_lies_elsewhere_are_data_sets(
-    studio_at: Callable[..., Studio], tmp_path: Path
-):
+def test_folders_jsonls_and_links_are_datasets(studio_at: Callable[..., Studio], tmp_path: Path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (tmp_path / "secret").mkdir()
@@ -89,7 +87,7 @@ def test_what_was_deleted_comes_back_from_the_trash(one_studio: Studio, fox: Pat
     assert one_studio.http.post(f"/api/trash/{again['id']}/restore").status_code == 404
 
 
-def test_to_delete_what_lies_elsewhere_leaves_it_there(studio_at: Callable[..., Studio], tmp_path: Path):
+def test_deleting_a_linked_dataset_keeps_its_files(studio_at: Callable[..., Studio], tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     studio = studio_at("home", "--root", f"pictures={tmp_path / 'pictures'}").start()
     studio.post("/api/datasets", {"name": "linked", "path": str(tmp_path / "pictures")}, 201)
@@ -99,7 +97,7 @@ def test_to_delete_what_lies_elsewhere_leaves_it_there(studio_at: Callable[..., 
     assert studio.post(f"/api/trash/{trashed['id']}/restore", status=200)["is_link"]
 
 
-def test_a_page_shows_pictures_with_captions_and_sizes(one_studio: Studio, fox: Path):
+def test_a_page_shows_images_with_captions_and_sizes(one_studio: Studio, fox: Path):
     page = one_studio.get(f"/api/datasets/{fox.name}/images", skip=2, limit=1)
     assert page["total"] == 4
     (cubs,) = page["images"]
@@ -125,7 +123,7 @@ def test_a_page_shows_pictures_with_captions_and_sizes(one_studio: Studio, fox: 
         ({"sort": "largest", "limit": 2}, ["den/4.jpg", "den/3.webp"]),
     ],
 )
-def test_pictures_are_found_by_what_is_known_of_them(
+def test_images_are_found_by_every_filter(
     one_studio: Studio, fox: Path, asked: dict[str, Any], found: list[str]
 ):
     assert images(one_studio, fox.name, **asked) == found
@@ -141,7 +139,7 @@ def test_what_others_change_is_seen(one_studio: Studio, fox: Path):
     wait_for(lambda: images(one_studio, fox.name, has_problem=True) == ["2.png"], 5)
 
 
-def test_two_pictures_of_one_stem_do_not_share_a_caption_unasked(one_studio: Studio, fox: Path):
+def test_two_images_of_one_stem_do_not_share_a_caption(one_studio: Studio, fox: Path):
     Image.new("RGB", (8, 8)).save(fox / "1.jpg")
     wait_for(lambda: len(images(one_studio, fox.name, has_problem=True)) == 2, 5)
     caption = {"caption": "the other fox"}
@@ -215,7 +213,7 @@ def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
     )
 
 
-def test_a_thumbnail_is_made_once_and_follows_its_picture(one_studio: Studio, fox: Path):
+def test_a_thumbnail_is_made_once_and_follows_its_image(one_studio: Studio, fox: Path):
     Image.new("RGB", (900, 300), "blue").save(fox / "wide.png")
     wait_for(lambda: "wide.png" in images(one_studio, fox.name), 5)
     place = f"/api/datasets/{fox.name}/images/wide.png"
@@ -240,7 +238,7 @@ def one_studio_file(content: bytes, folder: Path) -> Path:
     return path
 
 
-def test_a_picture_of_any_name_is_shown_and_known_again(one_studio: Studio, fox: Path):
+def test_an_image_of_any_name_is_shown_and_recognized(one_studio: Studio, fox: Path):
     for name, params in product(["狐.png", 'a "fox".png', "füchse.png"], [{}, {"size": 128}]):
         Image.new("RGB", (8, 8)).save(fox / name)
         place = f"/api/datasets/{fox.name}/images/{quote(name)}"
@@ -250,7 +248,7 @@ def test_a_picture_of_any_name_is_shown_and_known_again(one_studio: Studio, fox:
         assert one_studio.http.get(place, params=params, headers=known).status_code == 304
 
 
-def test_a_file_that_is_no_picture_has_no_thumbnail_and_hurts_nobody(one_studio: Studio, fox: Path):
+def test_a_file_that_is_no_image_has_no_thumbnail_and_affects_no_other(one_studio: Studio, fox: Path):
     (fox / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
     (fox / "drawn.svg").write_text("<svg onload='alert(1)'/>")
     wait_for(lambda: "bad.png" in images(one_studio, fox.name), 5)
@@ -265,7 +263,7 @@ def test_a_file_that_is_no_picture_has_no_thumbnail_and_hurts_nobody(one_studio:
 @pytest.mark.parametrize(
     "item", ["../1.png", "..%2f..%2fserver.log", "%2fetc%2fpasswd", "out.png", "nothing.png", "a%00b"]
 )
-def test_no_item_leads_out_of_its_data_set(one_studio: Studio, fox: Path, item: str):
+def test_no_item_leads_out_of_its_dataset(one_studio: Studio, fox: Path, item: str):
     (fox / "out.png").symlink_to("/etc/hostname")
     for kind in ("pictures", "captions"):
         answer = one_studio.http.get(f"/api/datasets/{fox.name}/{kind}/{item}")
@@ -292,7 +290,7 @@ def test_a_damaged_index_is_made_anew(one_studio: Studio, fox: Path):
     wait_for(lambda: len(images(one_studio, fox.name)) == 4, 5)
 
 
-def test_a_first_page_of_twenty_thousand_pictures_comes_at_once(one_studio: Studio):
+def test_the_first_page_of_twenty_thousand_images_comes_at_once(one_studio: Studio):
     folder = one_studio.home / "data" / "many"
     folder.mkdir()
     for number in range(20_000):
@@ -324,7 +322,7 @@ def test_the_longest_unseen_thumbnails_go_first(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.rglob("*.webp")) == ["0.webp", "1.webp"]
 
 
-def test_a_bomb_of_a_picture_has_no_thumbnail(one_studio: Studio, fox: Path):
+def test_a_decompression_bomb_has_no_thumbnail(one_studio: Studio, fox: Path):
     head = b"GIF89a" + (60_000).to_bytes(2, "little") * 2 + b"\0\0\0,\0\0\0\0"
     (fox / "huge.gif").write_bytes(head + (60_000).to_bytes(2, "little") * 2 + b"\0\x02\0;")
     wait_for(lambda: "huge.gif" in images(one_studio, fox.name), 5)

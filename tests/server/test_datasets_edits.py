@@ -42,7 +42,7 @@ CAPTIONS = {
 
 @pytest.fixture(params=["folder", "jsonl"])
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
-    """The path of a data set's edits: of a folder, and of a JSONL."""
+    """The path of a dataset's edits: of a folder, and of a JSONL."""
     name = "".join(letter for letter in request.node.name if letter.isalnum() or letter in " _")[:80]
     folder = one_studio.home / "data" / name
     (folder / "den").mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_an_edit_that_is_no_longer_its_preview_is_refused(one_studio: Studio, fo
     assert one_studio.get(fox) == []
 
 
-def test_a_large_edit_tells_how_far_it_is_and_is_undone_to_the_last_byte(one_studio: Studio):
+def test_a_large_edit_reports_progress_and_is_undone_to_the_last_byte(one_studio: Studio):
     count = 3000
     folder = one_studio.home / "data" / "many"
     folder.mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path)
 def editor_of(
     folder: Path, kind: Literal["folder", "jsonl"], lock: EditLock
 ) -> tuple[Editor, Callable[[], bytes]]:
-    """The editor of a data set of COUNT captions, and what holds them now."""
+    """The editor of a dataset of COUNT captions, and what holds them now."""
     names = [f"{number:05}" for number in range(COUNT)]
     if kind == "jsonl":
         path = folder / "rows.jsonl"
@@ -284,7 +284,7 @@ def editor_of(
     return Editor(index, lock), held_now
 
 
-def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.MonkeyPatch):
+def test_a_concurrent_edit_is_refused_with_the_progress_of_the_first(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowloom.server.datasets.edit_lock.PATIENCE_S", 0.01)
     lock = EditLock()
 

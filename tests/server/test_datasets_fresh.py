@@ -28,7 +28,7 @@ def one_studio(tmp_path_factory: pytest.TempPathFactory, tiny_roots: list[str]) 
 
 @pytest.fixture
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
-    """The name of a data set: six images, each with a caption."""
+    """The name of a dataset: six images, each with a caption."""
     name = request.node.originalname.replace("test_", "")[:60]
     folder = one_studio.home / "data" / name
     folder.mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_large_jsonl_is_updated_by_a_run(one_studio: Studio, fox: str):
     assert rows_of(studio.home / "data" / f"{fox}.jsonl")["3.png"] == "later"
 
 
-def test_an_outdated_jsonl_is_told_by_the_preflight(
+def test_the_preflight_reports_an_outdated_jsonl(
     one_studio: Studio, fox: str, tiny_config: Callable[..., dict[str, Any]]
 ):
     studio, folder = one_studio, one_studio.home / "data" / fox
@@ -180,9 +180,7 @@ def test_what_was_not_built_from_a_folder_has_nothing_to_compare_with(one_studio
         assert studio.http.post(f"/api/datasets/{name}/update", json={}).status_code == 409
 
 
-def test_a_recorded_folder_outside_of_the_roots_is_not_looked_at(
-    one_studio: Studio, fox: str, tmp_path: Path
-):
+def test_a_recorded_folder_outside_the_roots_is_not_read(one_studio: Studio, fox: str, tmp_path: Path):
     from flowloom.datasets.build.build import build
     from flowloom.datasets.build.options import BuildOptions
 

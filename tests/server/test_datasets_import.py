@@ -1,4 +1,4 @@
-"""A data set in one request, from an address or the hub: whole or not there, whatever is killed or sent."""
+"""A dataset in one request, from an address or the hub: whole or not there, whatever is killed or sent."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_what_somebody_put_there_meanwhile_is_not_taken_for_ours(studio: Studio,
     assert len(list(theirs.glob("*.png"))) == 4
 
 
-def test_a_data_set_comes_to_another_disk_as_well(tmp_path: Path):
+def test_a_dataset_is_imported_to_another_disk(tmp_path: Path):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         target = Path(other) / "fox"
         if tmp_path.stat().st_dev == Path(other).stat().st_dev:
@@ -231,7 +231,7 @@ def test_a_data_set_comes_to_another_disk_as_well(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["bomb", "minus", "broken", "page", "empty", "sum"])
-def test_what_is_no_data_set_makes_none(studio: Studio, files: Files, name: str):
+def test_a_file_that_is_no_dataset_creates_none(studio: Studio, files: Files, name: str):
     whole = zipped({f"{i}.png": picture(i) for i in range(3)})
     contents, words = {
         "minus": (tarred({"0.png": bytes(80 * 2**20)}, first=less_than_nothing()), "damaged"),

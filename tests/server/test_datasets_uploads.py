@@ -29,7 +29,7 @@ PART = TUS | {"content-type": "application/offset+octet-stream"}
 
 @pytest.fixture
 def uploads(one_studio: Studio, request: pytest.FixtureRequest) -> str:
-    """Where to upload to: a new data set."""
+    """Where to upload to: a new dataset."""
     name = request.node.name[:80].replace("/", "-").replace("\\", "-").replace("\0", "-").strip()
     one_studio.post("/api/datasets", {"name": name}, 201)
     return f"/api/datasets/{name}/uploads"
@@ -87,7 +87,7 @@ def test_a_file_arrives_in_its_folder_by_its_unicode_name(one_studio: Studio, up
     assert one_studio.get(uploads.replace("uploads", "images"))["total"] == 1
 
 
-def test_the_protocol_tells_what_it_can(one_studio: Studio, uploads: str):
+def test_the_protocol_lists_its_capabilities(one_studio: Studio, uploads: str):
     told = one_studio.http.options(uploads).headers
     assert "creation" in told["tus-extension"]
     assert "checksum" in told["tus-extension"]
@@ -156,7 +156,7 @@ def test_an_upload_that_was_ended_leaves_nothing(one_studio: Studio, uploads: st
     assert not list((folder_of(one_studio, uploads) / ".uploads").iterdir())
 
 
-def test_an_upload_that_nobody_went_on_with_expires(one_studio: Studio, uploads: str):
+def test_an_abandoned_upload_expires(one_studio: Studio, uploads: str):
     answer = begin(one_studio, uploads, 10, filename="a.txt")
     assert answer.headers["upload-expires"].endswith("GMT")
     data = (
@@ -192,7 +192,7 @@ def test_more_than_was_announced_is_refused(one_studio: Studio, uploads: str):
     assert one_studio.http.head(place, headers=TUS).headers["upload-offset"] == "0"
 
 
-def test_a_link_in_the_data_set_leads_no_upload_out(one_studio: Studio, uploads: str, tmp_path: Path):
+def test_a_link_in_the_dataset_leads_no_upload_out(one_studio: Studio, uploads: str, tmp_path: Path):
     (folder_of(one_studio, uploads) / "out").symlink_to(tmp_path)
     headers = PART | {"upload-length": "3", "upload-metadata": metadata(relativePath="out/a.txt")}
     assert one_studio.http.post(uploads, headers=headers, content=b"abc").status_code == 403
@@ -227,7 +227,7 @@ def test_no_process_that_unpacked_becomes_a_zombie(one_studio: Studio, uploads: 
     wait_for(lambda: not any(map(is_left, studio.children())), 10)
 
 
-def test_what_would_leave_the_data_set_is_left_out_of_a_zip(one_studio: Studio, uploads: str):
+def test_entries_that_would_leave_the_dataset_are_skipped(one_studio: Studio, uploads: str):
     content = io.BytesIO()
     names = [
         "../out.txt",
@@ -260,7 +260,7 @@ def test_a_bomb_is_refused_before_it_goes_off(one_studio: Studio, uploads: str):
     assert not [path for path in folder_of(one_studio, uploads).iterdir() if path.name != ".uploads"]
 
 
-def test_an_entry_that_lies_about_its_size_brings_no_more_than_it_says(one_studio: Studio, uploads: str):
+def test_an_entry_with_a_false_size_brings_no_more_than_it_states(one_studio: Studio, uploads: str):
     """Sizes in the list of names are made smaller than what is really there."""
     content = bytearray(zipped({"a.txt": bytes(30 * 2**20)}))
     place = content.index(b"PK\x01\x02") + 24

@@ -1,4 +1,4 @@
-"""The library's work on data sets by HTTP: lint, conversion there and back, buckets."""
+"""The library's work on datasets by HTTP: lint, conversion there and back, buckets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def drawn(folder: Path, count: int = 4) -> Path:
 
 @pytest.fixture
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
-    """The path of a new data set."""
+    """The path of a new dataset."""
     name = request.node.name[:80]
     drawn(one_studio.home / "data" / name)
     return f"/api/datasets/{name}"
@@ -108,7 +108,7 @@ def test_nothing_is_written_outside_of_the_data_folder(one_studio: Studio, name:
     assert one_studio.http.post("/api/datasets/one.jsonl/export", json=body).status_code == 422
 
 
-def test_what_cannot_be_done_is_told_with_its_reason(one_studio: Studio):
+def test_a_task_that_fails_returns_its_reason(one_studio: Studio):
     one_studio.http.post("/api/datasets", json={"name": "empty"})
     answer = one_studio.http.post("/api/datasets/empty/convert", json={})
     assert answer.status_code == 409

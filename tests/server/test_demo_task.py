@@ -10,7 +10,7 @@ from flowloom.tasks.demo import DEMO
 from tests.server.conftest import Studio, wait_for
 
 
-def test_what_is_wrong_with_a_change_is_told() -> None:
+def test_problems_of_a_change_are_reported() -> None:
     assert not DEMO.check({"limits": {"max_minutes": 1}})
     assert [problem.where for problem in DEMO.check({"limits": {"max_minutes": "long"}})] == [
         "limits.max_minutes"
@@ -18,7 +18,7 @@ def test_what_is_wrong_with_a_change_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_one_request_makes_pictures_and_models_and_trains(studio_at: Callable[..., Studio]) -> None:
+def test_one_request_makes_images_and_models_and_trains(studio_at: Callable[..., Studio]) -> None:
     studio = studio_at().start()
     config = {"limits": {"max_steps": 2}, "inference": {"inference_every": 1, "steps": 1}}
     studio.post("/api/tasks/demo/start", {"name": "demo", "config": config}, 201)

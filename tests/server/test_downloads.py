@@ -110,7 +110,7 @@ def test_several_files_are_one_run_and_those_that_came_do_not_come_again(
     assert len(hub_studio.get(f"/api/runs/{run_id}/result")["files"]) == 3
 
 
-def test_what_cannot_be_had_is_told_before_anything_comes(
+def test_missing_files_are_reported_before_any_download(
     hub_studio: Studio, on_hub: dict[str, Any], files: Files, elsewhere: Files
 ):
     run = hub_studio.wait(start(hub_studio, on_hub, {"url": f"{files.url}/none.bin"}))
@@ -119,7 +119,7 @@ def test_what_cannot_be_had_is_told_before_anything_comes(
     assert elsewhere.ranges() == ["bytes=0-0"]
 
 
-def test_too_little_room_for_all_is_told_before_anything_comes(
+def test_too_little_disk_space_is_reported_before_any_download(
     hub_studio: Studio, on_hub: dict[str, Any], files: Files, elsewhere: Files
 ):
     files.contents["/huge.bin"], files.claims, files.has_ranges = b"x", 2**60, False
@@ -221,7 +221,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_what_cannot_be_downloaded_is_told_before_it_starts(one_studio: Studio, fault: str):
+def test_invalid_downloads_are_reported_before_the_start(one_studio: Studio, fault: str):
     item, words = WRONG[fault]
     config = {"target_dir": str(one_studio.home / "models"), "items": [item]}
     verdict = one_studio.post("/api/tasks/download/config", {"config": config})
@@ -245,7 +245,7 @@ def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):
     assert "overlaps the runs folder" in problem["detail"]
 
 
-def test_two_items_of_one_name_are_told(one_studio: Studio):
+def test_two_items_of_one_name_are_reported(one_studio: Studio):
     config = {"target_dir": str(one_studio.home / "models"), "items": [HUB_ITEM, HUB_ITEM]}
     (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
     assert "saved twice" in problem["detail"]

@@ -1,4 +1,4 @@
-"""What a data set's page says after an edit: which images are still damaged, and what was done."""
+"""What a dataset's page says after an edit: which images are still damaged, and what was done."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_a_log_that_is_no_text_is_shown_all_the_same(tmp_path: Path):
     assert part.next_offset >= part.size - 1
 
 
-def test_what_a_run_made_can_be_looked_at_and_downloaded(studio: Studio, tiny_config: Configs):
+def test_the_results_of_a_run_can_be_viewed_and_downloaded(studio: Studio, tiny_config: Configs):
     preview = {
         "inference_every": 3,
         "steps": 1,
@@ -335,7 +335,7 @@ def test_the_machine_is_told_once_and_again(one_studio: Studio):
         assert json.loads(next(lines).removeprefix("data: "))["num_cpus"] == system["num_cpus"]
 
 
-def test_a_span_of_steps_is_told_more_finely_than_the_whole(tmp_path: Path):
+def test_a_range_of_steps_has_more_detail_than_the_whole(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"".join(line(i, step=i + 1, loss=float(i + 1)) for i in range(1000)))
     columns = Columns(path)

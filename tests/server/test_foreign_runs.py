@@ -123,7 +123,7 @@ def test_a_run_that_has_the_name_of_another_has_its_own_charts(studio: Studio):
         assert studio.http.delete("/api/runs/twice").status_code == 204
 
 
-def test_a_run_that_has_the_name_of_another_shows_its_own_pictures(studio: Studio):
+def test_a_run_with_the_name_of_an_earlier_one_shows_its_own_images(studio: Studio):
     tags = set[str]()
     for colour in ("red", "blue"):
         run = put(studio.home / "runs", "drawn", {"config": {}})
@@ -141,7 +141,7 @@ def test_a_run_that_has_the_name_of_another_shows_its_own_pictures(studio: Studi
     assert len(tags) == 4
 
 
-def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio):
+def test_a_dataset_that_a_run_needs_is_deleted_only_after_the_run(studio: Studio):
     studio.post("/api/datasets", {"name": "fox"}, 201)
     config = {"datasets": [{"subsets": [{"image_dir": str(studio.home / "data" / "fox" / "den")}]}]}
     run = put(studio.home / "runs", "waits", {"trainer": "kohya", "config": config})
@@ -164,7 +164,7 @@ def test_however_often_runs_are_moved_each_goes_where_it_was_put(opened: Open):
         assert [run.id for run in opened.runs.store.queue()] == ["first", moved, before]
 
 
-def test_a_data_set_is_not_deleted_under_an_edit(opened: Open):
+def test_a_dataset_is_not_deleted_during_an_edit(opened: Open):
     fox = opened.datasets.locations.create("fox")
     with ThreadPoolExecutor(1) as others:
         with opened.datasets.edit_lock(fox).take("an edit"):

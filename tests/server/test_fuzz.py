@@ -51,7 +51,7 @@ def lone_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture
 def fox_studio(lone_studio: Studio) -> Studio:
-    """The same, with the run and the data set that examples name."""
+    """The same, with the run and the dataset that examples name."""
     den = lone_studio.home / "data" / "fox" / "den"
     den.mkdir(parents=True, exist_ok=True)
     (den / "03.webp").write_bytes(b"no picture")

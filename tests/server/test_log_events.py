@@ -127,7 +127,7 @@ def test_what_a_step_does_not_tell_is_null_and_each_counts_once(run_dir: RunDir)
     assert (steps[0]["loss_smooth"], steps[0]["grad_norm"]) == (0.5, None)
 
 
-def test_a_checkpoint_is_told_once_by_its_line_or_by_its_file(run_dir: RunDir) -> None:
+def test_a_checkpoint_is_reported_once_by_its_line_or_its_file(run_dir: RunDir) -> None:
     folder = run_dir.path / "checkpoints"
     (folder / "old.safetensors").write_bytes(WHOLE)
     writer = writer_of(run_dir)
@@ -151,7 +151,7 @@ def test_a_failure_is_what_the_last_error_of_this_sitting_says(run_dir: RunDir) 
     assert (failed["kind"], failed["error"], failed["message"]) == ("failed", "OutOfMemoryError", "no room")
 
 
-def test_a_failure_without_a_traceback_is_told_by_its_last_words(run_dir: RunDir) -> None:
+def test_a_failure_without_a_traceback_shows_its_last_lines(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, "cannot open the file\n")
     writer.end(3)
@@ -199,7 +199,7 @@ def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
     assert events[-1]["step"] == 7
 
 
-def test_a_step_that_a_bar_was_ahead_of_is_told(run_dir: RunDir) -> None:
+def test_a_step_behind_the_progress_bar_is_reported(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, 'say {"kind": "started", "resumed_from": 20, "device": "cpu"}\n')
     for batch in (1, 2):

@@ -156,7 +156,7 @@ def test_a_sum_that_a_run_made_is_shown_in_the_list(one_studio: Studio, models_d
 
 
 @pytest.mark.slow
-def test_pictures_and_exports_come_out_of_the_routes_of_runs(
+def test_images_and_exports_are_served_by_the_routes_of_runs(
     studio: Studio, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
 ):
     config = tiny_config(lora={"rank": 2, "alpha": 2}, limits={"max_steps": 1})

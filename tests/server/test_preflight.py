@@ -19,7 +19,7 @@ from tests.fakes.least_sd_scripts import (
 from tests.server.conftest import Studio
 
 
-def test_a_run_of_flow_is_examined_before_it_starts(
+def test_a_run_of_flow_is_checked_before_it_starts(
     one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]
 ):
     told = one_studio.post("/api/flow/preflight", {"config": tiny_config(), "samples_per_s": 2.0}, 200)

@@ -47,7 +47,7 @@ def answer_of_opening(path: Path, mode: str) -> tuple[int, str, str]:
     return answer.status_code, answer.json()["type"], answer.json()["hint"]
 
 
-def test_what_may_not_be_read_is_told_from_what_may_not_be_written():
+def test_missing_read_and_write_permissions_are_distinguished():
     # Not below pytest's own folder, which nobody but its user may enter.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -30,7 +30,7 @@ def kill_process(studio: Studio, name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_queue_goes_on_after_a_failure_unless_it_is_told_otherwise(studio: Studio, tiny_config: Configs):
+def test_a_queue_continues_after_a_failure_unless_set_to_pause(studio: Studio, tiny_config: Configs):
     assert studio.get("/api/queue")["on_fail"] == "continue"
     begin(studio, "first", tiny_config(limits={"max_steps": 10_000}))
     begin(studio, "second", tiny_config(limits={"max_steps": 2}))
@@ -77,7 +77,7 @@ def test_a_failure_that_no_studio_saw_pauses_the_next_one(studio: Studio, tiny_c
     assert studio.run("second")["state"] == "queued"
 
 
-def test_what_was_wished_for_is_no_failure(studio: Studio, tiny_config: Configs):
+def test_a_requested_stop_is_no_failure(studio: Studio, tiny_config: Configs):
     change(studio, on_fail="pause")
     begin(studio, "killed", tiny_config(limits={"max_steps": 10_000}))
     wait_for(lambda: studio.run("killed")["phase"] == "training")

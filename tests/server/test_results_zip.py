@@ -53,7 +53,7 @@ def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_the_newest_weights_pictures_and_what_tells_of_them(one_studio: Studio, run: Path):
+def test_the_zip_has_the_newest_weights_images_and_records(one_studio: Studio, run: Path):
     found = asked(one_studio, run)
     assert found.keys() == {
         "foxes/run.json",

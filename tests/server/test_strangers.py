@@ -29,7 +29,7 @@ def test_a_session_ends_with_the_sign_out_and_with_another_token(tmp_path: Path)
     assert not Sessions(tmp_path / "sessions.json", "another").holds(second)
 
 
-def test_who_guesses_waits_longer_and_longer_and_nobody_else_does():
+def test_only_an_address_that_guesses_tokens_waits_longer_and_longer():
     tries = Tries()
     waits = []
     for i in range(FREE_TRIES + 8):
