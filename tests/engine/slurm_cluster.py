@@ -102,7 +102,7 @@ def await_idle(environ: dict[str, str]) -> None:
         if done.stdout.split() == ["2", "idle"]:
             return
         time.sleep(0.5)
-    raise AssertionError(f"the nodes are not idle: {done.stdout}{done.stderr}")
+    raise AssertionError(f"the nodes are not idle: {done.stdout}{done.stderr}")  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def await_no_jobs(environ: dict[str, str]) -> None:
@@ -113,7 +113,7 @@ def await_no_jobs(environ: dict[str, str]) -> None:
         if not done.stdout.strip():
             return
         time.sleep(0.2)
-    raise AssertionError(f"jobs do not end: {done.stdout}")
+    raise AssertionError(f"jobs do not end: {done.stdout}")  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def end(pid_file: Path) -> None:

@@ -37,5 +37,5 @@ def turned(kind: str, orientation: int) -> bytes:
 
 @lru_cache
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """The benchmark's picture."""
-    return decode.picture(seed, (width, height))
+    """The benchmark's image."""
+    return decode.photo(seed, (width, height))
