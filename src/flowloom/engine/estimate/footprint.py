@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.build import choose_precision
-from flowloom.engine.estimate.plan import count_trained
 from flowloom.engine.from_cache import META, encoder_keys, unless_cached
 from flowloom.engine.memory import (
     HEADROOM,
@@ -22,6 +22,8 @@ from flowloom.engine.memory import (
     streamed_blocks,
 )
 from flowloom.engine.offload.streaming import RING_SIZE
+from flowloom.engine.trainable import trained_names
+from flowloom.models.adapters.adapter import attach
 from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Sizes, family_for
 from flowloom.models.quantized import quantized_linears
@@ -49,13 +51,20 @@ class Networks:
         """
         family, path = family_for(config.model), config.model.network_path
         network = family.load_network(path, META, torch.float32)
-        encoders = [unless_cached(config, key) for key in encoder_keys(config)]
+        return cls.from_modules(config, network, [unless_cached(config, key) for key in encoder_keys(config)])
+
+    @classmethod
+    def from_modules(
+        cls, config: RunConfig, network: nn.Module, encoders: Sequence[nn.Module | None]
+    ) -> Networks:
+        """The counts of networks on the meta device; `network` is changed."""
+        family = family_for(config.model)
         autoencoder, *text_encoders = (
             sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
         )
         linears = [(name, linear.weight.numel()) for name, linear in quantized_linears(network)]
         return cls(
-            params=family.sizes(path),
+            params=family.sizes(config.model.network_path),
             total=sum(weight.numel() for weight in network.parameters()),
             block_sizes=[
                 sum(size for name, size in linears if name.startswith(f"{block}."))
@@ -66,6 +75,18 @@ class Networks:
             autoencoder=autoencoder,
             text_encoder=sum(text_encoders),
         )
+
+
+def count_trained(config: RunConfig, network: nn.Module) -> int:
+    """The number of parameters trained at a time; attaches an adapter to `network` to count them."""
+    kind = config.method_kind
+    if kind in ADAPTERS:
+        assert config.lora is not None
+        lora = config.lora
+        adapter = attach(network, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+        return sum(weight.numel() for weight in adapter.parameters.values())
+    weights = dict(network.named_parameters())
+    return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
 
 
 class Memory(NamedTuple):

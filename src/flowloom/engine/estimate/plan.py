@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.model_files import cached_files
@@ -23,11 +22,11 @@ from flowloom.data.loader import Dataset
 from flowloom.datasets.build.update import freshness, left_out_message
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
+from flowloom.engine.estimate.footprint import Networks
 from flowloom.engine.from_cache import META, encoder_keys, missing_from_cache, unless_cached
-from flowloom.engine.trainable import trained_blocks, trained_names
+from flowloom.engine.trainable import trained_blocks
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
-from flowloom.models.adapters.adapter import attach
 from flowloom.models.device import choose_device
 from flowloom.models.family import family_for
 
@@ -49,6 +48,8 @@ class Plan:
     """Those of the notes that a user may want to act on before the run starts."""
     dataset: Dataset | None = None
     """None if it cannot be opened."""
+    networks: Networks | None = None
+    """None if one cannot be opened."""
 
     def check(self, path: str, work: Callable[[], T]) -> T | None:
         """The result of `work`; None if it fails, with the problem noted."""
@@ -154,27 +155,18 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
         keys[0]: partial(family.load_network, model.network_path, META, torch.float32),
         **{key: partial(unless_cached, config, key) for key in keys[1:]},
     }
+    num_problems = len(plan.problems)
     loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in reported}
-    network = loaded.get(keys[0])
+    are_all_open = len(loaded) == len(keys) and len(plan.problems) == num_problems
+    network, *encoders = (loaded.get(key) for key in keys)
     if network:
         total = sum(weight.numel() for weight in network.parameters())
-        trained = plan.check("method", lambda: count_trained(config, network))
+        networks = plan.check("method", lambda: Networks.from_modules(config, network, encoders))
         rows.append(("parameters", f"{total:,}"))
-        if trained is not None:
-            rows.append(("trained", f"{trained:,}, {trained / total:.2%} of them"))
+        if networks:
+            rows.append(("trained", f"{networks.trained:,}, {networks.trained / total:.2%} of them"))
+            plan.networks = networks if are_all_open else None
     return rows
-
-
-def count_trained(config: RunConfig, network: nn.Module) -> int:
-    """The number of parameters trained at a time; attaches an adapter to `network` to count them."""
-    kind = config.method_kind
-    if kind in ADAPTERS:
-        assert config.lora is not None
-        lora = config.lora
-        adapter = attach(network, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
-        return sum(weight.numel() for weight in adapter.parameters.values())
-    weights = dict(network.named_parameters())
-    return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
 
 
 def steps_per_epoch(config: RunConfig, dataset: Dataset) -> int:

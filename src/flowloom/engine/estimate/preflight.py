@@ -111,7 +111,7 @@ def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
     config = loaded.config
     found = Preflight(make_plan(loaded))
     dataset = found.plan.dataset or _quietly(lambda: open_dataset(config))
-    networks = _quietly(lambda: Networks.from_config(config))
+    networks = found.plan.networks or _quietly(lambda: Networks.from_config(config))
     device = (
         torch.device("cuda") if target.gpu_gib else _quietly(lambda: choose_device(config.parallel.device))
     )
