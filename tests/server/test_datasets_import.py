@@ -239,7 +239,7 @@ def test_a_file_that_is_no_dataset_creates_none(studio: Studio, files: Files, na
         "broken": (tarred({"0.png": picture(0, 300)})[:-2000], "damaged"),
         "page": (b"<html>", "web page"),
         "empty": (zipped({"notes.txt": b"x", "run.py": b"x"}), "no image"),
-        "sum": (whole, "sha256"),
+        "sum": (whole, "SHA-256"),
     }[name]
     files.contents["/fox.tar.gz"] = contents
     if name == "page":
