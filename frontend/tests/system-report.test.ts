@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import { failedFirst, withoutPaths } from "@/lib/system-report";
 
 test("failed checks come first, the rest keeps its order", () => {
-  const found = ["a", "b", "c"].map((name) => ({ name, text: "", is_well: name !== "b" }));
+  const found = ["a", "b", "c"].map((name) => ({ name, text: "", is_ok: name !== "b" }));
   expect(failedFirst(found).map((each) => each.name)).toEqual(["b", "a", "c"]);
 });
 

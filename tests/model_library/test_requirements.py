@@ -190,8 +190,8 @@ def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):
     given = section(models_dir) | {"vae_path": "", "chroma_path": str(models_dir / "gone.safetensors")}
     needs = {need.path: need for need in missing(ModelSection.model_validate(given), [models_dir])}
     assert needs.keys() == {"model.chroma_path", "model.vae_path", "model.t5_config_path"}
-    assert "does not exist" in needs["model.chroma_path"].why
-    assert needs["model.chroma_path"].here == [models_dir / "Chroma1-HD.safetensors"]
+    assert "does not exist" in needs["model.chroma_path"].reason
+    assert needs["model.chroma_path"].local_paths == [models_dir / "Chroma1-HD.safetensors"]
     assert needs["model.vae_path"].offer.id == "flux-vae"
     assert needs["model.t5_config_path"].offer.id == "t5-tokenizer"
 

@@ -26,7 +26,7 @@ def test_the_studio_tells_what_its_machine_has_and_lacks(
     answer = studio.http.get("/api/system/doctor", timeout=90)
     found = {one["name"]: one for one in answer.json()}
     assert found["torch"]["text"].startswith(torch.__version__)
-    assert found["safetensors"]["is_well"]
+    assert found["safetensors"]["is_ok"]
     assert "not installed" in found["kohya"]["text"]
     assert "HF_TOKEN" in found["secrets"]["text"]
     answering = Finding("port", f"{port}: a studio is running, flowloom {flowloom.__version__}")
@@ -43,6 +43,6 @@ def test_a_port_is_free_or_somebody_elses() -> None:
         port = other.getsockname()[1]
         # Bound, and it answers nobody.
         found = port_finding(port)
-        assert not found.is_well
+        assert not found.is_ok
         assert "--port" in found.text
     assert port_finding(port) == Finding("port", f"{port} is free")

@@ -110,12 +110,12 @@ def test_what_a_configuration_lacks_comes_with_its_download(
 ):
     config = tiny_config(model={"vae_path": "", "t5_tokenizer_path": str(models_dir / "t5xxl")})
     lacking = one_studio.post("/api/models/missing", {"config": config})
-    needs = {need["path"]: need for need in lacking["needs"]}
+    needs = {need["path"]: need for need in lacking["missing"]}
     assert needs.keys() == {"model.vae_path", "model.t5_tokenizer_path"}
     vae = needs["model.vae_path"]
-    assert str(models_dir / "vae/ae.safetensors") in vae["here"]
+    assert str(models_dir / "vae/ae.safetensors") in vae["local_paths"]
     assert vae["offer"]["is_here"]
-    assert vae["offer"]["sets"] == {"model.vae_path": str(models_dir / "vae/ae.safetensors")}
+    assert vae["offer"]["keys"] == {"model.vae_path": str(models_dir / "vae/ae.safetensors")}
     checked = one_studio.post("/api/tasks/download/config", lacking["download"])
     assert checked["is_valid"], checked
     names = [item["name"] for item in lacking["download"]["config"]["items"]]
@@ -124,7 +124,7 @@ def test_what_a_configuration_lacks_comes_with_its_download(
 
 def test_a_whole_configuration_lacks_nothing(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
     assert one_studio.post("/api/models/missing", {"config": tiny_config()}) == {
-        "needs": [],
+        "missing": [],
         "download": None,
     }
 

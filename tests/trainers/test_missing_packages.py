@@ -71,10 +71,10 @@ def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Che
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
     (finding,) = trainer_findings("kohya")
-    assert not finding.is_well
+    assert not finding.is_ok
     assert f"{checkout.path} at {head.stdout.strip()}, with {sys.executable}; missing: " in finding.text
     (finding,) = trainer_findings("flow-upstream")
-    assert finding.is_well
+    assert finding.is_ok
     assert "flowloom trainers install flow-upstream" in finding.text
     assert trainer_findings("flow") == []
 

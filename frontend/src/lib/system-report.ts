@@ -6,7 +6,7 @@ export type Finding = Schemas["DoctorFinding"];
 
 /** Failed checks first, otherwise in the same order. */
 export function failedFirst(findings: readonly Finding[]): Finding[] {
-  return [...findings.filter((each) => !each.is_well), ...findings.filter((each) => each.is_well)];
+  return [...findings.filter((each) => !each.is_ok), ...findings.filter((each) => each.is_ok)];
 }
 
 /** Replace paths in a text: they contain user names. */
@@ -35,7 +35,7 @@ export async function systemReport(findings: readonly Finding[]): Promise<string
     {
       flowloom: health.version,
       doctor: failedFirst(findings).map(
-        ({ name, text, is_well }) => `${is_well ? "" : "! "}${name}: ${withoutPaths(text)}`,
+        ({ name, text, is_ok }) => `${is_ok ? "" : "! "}${name}: ${withoutPaths(text)}`,
       ),
       machine,
       trainers: trainers.map((each) => each.name),

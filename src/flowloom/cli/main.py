@@ -271,8 +271,8 @@ def _doctor(arguments: list[str]) -> int:
     from flowloom.engine.doctor import run_checks
 
     findings = run_checks(last_port if args.port is None else args.port, host)
-    _print_table([("" if finding.is_well else "!", finding.name, finding.text) for finding in findings])
-    return OK if all(finding.is_well for finding in findings) else WRONG
+    _print_table([("" if finding.is_ok else "!", finding.name, finding.text) for finding in findings])
+    return OK if all(finding.is_ok for finding in findings) else WRONG
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {

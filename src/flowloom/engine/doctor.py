@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
     name: str
     text: str
-    is_well: bool = True
+    is_ok: bool = True
 
 
 def run_checks(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
@@ -65,7 +65,7 @@ def trainer_findings(trainer: str) -> list[Finding]:
     if ALL[trainer].writes_events:
         return []
     return [
-        Finding(trainer, f"{told}; missing: {', '.join(missing)}" if missing else told, is_well=not missing)
+        Finding(trainer, f"{told}; missing: {', '.join(missing)}" if missing else told, is_ok=not missing)
         for _, told, missing in states(trainer)
     ]
 
@@ -74,7 +74,7 @@ def _torch() -> list[Finding]:
     try:
         import torch
     except ImportError as error:
-        return [Finding("torch", f"cannot be imported ({error}): run ./loom setup", is_well=False)]
+        return [Finding("torch", f"cannot be imported ({error}): run ./loom setup", is_ok=False)]
     found = [Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -96,7 +96,7 @@ def _package(name: str, module: str) -> Finding:
         with quiet_imports():
             importlib.import_module(module)
     except (ImportError, OSError) as error:
-        return Finding(name, f"cannot be imported ({error}): run ./loom setup", is_well=False)
+        return Finding(name, f"cannot be imported ({error}): run ./loom setup", is_ok=False)
     return Finding(name, _version(name) or "installed")
 
 
@@ -111,7 +111,7 @@ def _secrets() -> Finding:
     try:
         names = sorted(read_secrets())
     except ConfigError as error:
-        return Finding("secrets", str(error), is_well=False)
+        return Finding("secrets", str(error), is_ok=False)
     return Finding("secrets", ", ".join(names) or "none set")
 
 
@@ -119,7 +119,7 @@ def _disk() -> Finding:
     here = Path.cwd()
     free = shutil.disk_usage(here).free / 2**30
     low = f"; less than {LEAST_FREE_GIB} GiB hold few checkpoints" if free < LEAST_FREE_GIB else ""
-    return Finding("disk", f"{free:.0f} GiB free at {here}{low}", is_well=not low)
+    return Finding("disk", f"{free:.0f} GiB free at {here}{low}", is_ok=not low)
 
 
 def port_finding(port: int = PORT, host: str = LOOPBACK) -> Finding:
@@ -137,7 +137,7 @@ def port_finding(port: int = PORT, host: str = LOOPBACK) -> Finding:
         with direct.open(f"http://{_reached_at(host)}:{port}/api/health", timeout=2) as answer:
             version = json.load(answer)["version"]
     except (OSError, ValueError, LookupError, TypeError, HTTPException):
-        return Finding("port", f"{port}: {reason}: choose another with flowloom up --port N", is_well=False)
+        return Finding("port", f"{port}: {reason}: choose another with flowloom up --port N", is_ok=False)
     return Finding("port", f"{port}: a studio is running, flowloom {version}")
 
 

@@ -27,8 +27,8 @@ class Need:
 
     path: str
     """The key: model.vae_path."""
-    why: str
-    here: list[Path]
+    reason: str
+    local_paths: list[Path]
     """Files on this machine that fit."""
     offer: Offer
 
@@ -73,7 +73,9 @@ def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
     """Problems of files of the wrong kind in a model section; missing files are not checked."""
     family, seen = _family(model), _seen(model)
     files = weight_files(family, model)
-    problems = [Problem(f"model.{key}", why) for key, one in seen.items() if (why := _unfit(files[key], one))]
+    problems = [
+        Problem(f"model.{key}", reason) for key, one in seen.items() if (reason := _unfit(files[key], one))
+    ]
     return problems or list(_at_odds(family, seen))
 
 
@@ -165,7 +167,7 @@ def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
     if found.kind in ("unknown", "pickle"):
         return None
     if found.adapter is None:
-        return f"{path.name} is {found.words}, not a LoRA."
+        return f"{path.name} is {found.description}, not a LoRA."
     base = found.adapter.base
     if base is None or found.adapter.base_evidence != "tensors" or fits(base, family):
         return None
@@ -183,7 +185,7 @@ def _unfit(file: ModelFile, model: FoundModel) -> str | None:
     if model.kind in ("unknown", "pickle"):
         return None
     if model.kind == "lora" or not file.architectures & {model.architecture, *model.parts}:
-        return f"{model.path.name} is {model.words}: {file.title} goes here."
+        return f"{model.path.name} is {model.description}: {file.title} goes here."
     return None
 
 
@@ -216,11 +218,11 @@ def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str
         cached: keys of files that a cache may replace, see `cached_files`.
     """
     problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
-    whys = {problem.where: problem.message for problem in reversed(problems)}
-    if not whys:
+    reasons = {problem.where: problem.message for problem in reversed(problems)}
+    if not reasons:
         return []
-    here = choices(roots)
-    return [Need(key, whys[key], here[key], offer_for(key)) for key in here if key in whys]
+    found = choices(roots)
+    return [Need(key, reasons[key], found[key], offer_for(key)) for key in found if key in reasons]
 
 
 def _named(name: str, folders: Iterable[Folder]) -> list[Path]:

@@ -70,12 +70,12 @@ class ModelFile:
     """Of a network: its last layer is all zeros, as before any training. A LoRA on it learns nothing."""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Its name in messages."""
         if self.kind == "lora":
             return "a LoRA, which goes on top of a base model"
         if self.architecture:
-            return architectures()[self.architecture].words
+            return architectures()[self.architecture].description
         return {"pickle": "a pickle, which is never opened", "damaged": "damaged"}.get(self.kind, "unknown")
 
 

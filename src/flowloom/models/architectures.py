@@ -21,7 +21,7 @@ class Architecture(NamedTuple):
     kind: Kind
     family: str
     """Name of the group of its versions."""
-    words: str
+    description: str
     """Its name in messages."""
 
 

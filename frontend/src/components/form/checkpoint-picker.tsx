@@ -145,8 +145,8 @@ function List(selection: Selection) {
         >
           {() => (
             <ul aria-label="Models">
-              {loose.map(({ path, name, words, size }) => (
-                <Entry key={path} path={path} name={name} note={`${words} · ${bytes(size)}`} {...selection} />
+              {loose.map(({ path, name, description, size }) => (
+                <Entry key={path} path={path} name={name} note={`${description} · ${bytes(size)}`} {...selection} />
               ))}
             </ul>
           )}

@@ -4,7 +4,7 @@ import type { Model } from "@/lib/api/models";
 import { bytes, moment, params } from "@/lib/format";
 
 const FACTS: { name: string; of: (model: Model) => string | number | null | undefined | false }[] = [
-  { name: "Type", of: (model) => model.words },
+  { name: "Type", of: (model) => model.description },
   { name: "Variant", of: (model) => model.variant },
   { name: "Version", of: (model) => model.version },
   { name: "Architecture", of: (model) => model.architecture },

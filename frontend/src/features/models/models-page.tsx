@@ -58,7 +58,7 @@ function Row({ model, isChosen, onChoose }: RowProps) {
             </span>
           )}
         </p>
-        <p className="text-xs text-secondary-foreground">{model.words}</p>
+        <p className="text-xs text-secondary-foreground">{model.description}</p>
         <AdapterFacts model={model} />
         {model.problem && <p className="text-xs text-destructive">{model.problem}</p>}
         {model.is_untrained && (

@@ -9,7 +9,7 @@ import { copyText } from "@/lib/clipboard";
 import { doctor, type Finding, failedFirst, systemReport } from "@/lib/system-report";
 
 function Findings({ findings }: { findings: Finding[] }) {
-  const bad = findings.filter((each) => !each.is_well).length;
+  const bad = findings.filter((each) => !each.is_ok).length;
   return (
     <>
       <p
@@ -21,15 +21,15 @@ function Findings({ findings }: { findings: Finding[] }) {
       <ul className="mt-2 divide-y rounded border">
         {failedFirst(findings).map((each, index) => (
           <li key={index} className="grid grid-cols-[1rem_minmax(0,1fr)] gap-x-2 px-3 py-1.5 text-xs">
-            {each.is_well ? (
+            {each.is_ok ? (
               <CheckIcon className="size-4 text-success" />
             ) : (
               <WarnIcon className="size-4 text-destructive" />
             )}
             <p className="min-w-0 [overflow-wrap:anywhere]">
               <span className="font-semibold">{each.name}</span>{" "}
-              {!each.is_well && <span className="sr-only">problem: </span>}
-              <span className={each.is_well ? "text-secondary-foreground" : ""}>{each.text}</span>
+              {!each.is_ok && <span className="sr-only">problem: </span>}
+              <span className={each.is_ok ? "text-secondary-foreground" : ""}>{each.text}</span>
             </p>
           </li>
         ))}

@@ -37,7 +37,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
       </span>
       <span className="text-xs text-secondary-foreground">
         {model
-          ? joinDots(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
+          ? joinDots(model.family ?? model.description, model.variant, model.version && `v${model.version}`)
           : "External file"}
       </span>
       {model && (

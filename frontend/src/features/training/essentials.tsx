@@ -30,8 +30,8 @@ function BaseModel() {
   const { notify, notifyError } = useToasts();
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(missingFiles(section));
-  const available = data?.needs.filter((need) => need.here.length > 0) ?? [];
-  const missing = data?.needs.filter((need) => need.here.length === 0) ?? [];
+  const available = data?.missing.filter((need) => need.local_paths.length > 0) ?? [];
+  const missing = data?.missing.filter((need) => need.local_paths.length === 0) ?? [];
   const fetchMissing = useMutation({
     mutationFn: download,
     onSuccess: (run) => {
@@ -41,11 +41,11 @@ function BaseModel() {
     onError: notifyError,
   });
   const fill = () => {
-    for (const need of available) set(need.path.split("."), need.here[0] ?? "");
+    for (const need of available) set(need.path.split("."), need.local_paths[0] ?? "");
   };
   const parts = PARTS.map((part) => ({ ...part, path: String(at(whole, ["model", part.key]) ?? "") })).filter(
     ({ key, path, isOptional }) =>
-      !isOptional || path || data?.needs.some((need) => need.path === `model.${key}`),
+      !isOptional || path || data?.missing.some((need) => need.path === `model.${key}`),
   );
   const names = new Intl.ListFormat("en").format(parts.map((part) => part.name));
   return (
@@ -60,7 +60,7 @@ function BaseModel() {
           </div>
         ))}
       </dl>
-      {data && data.needs.length === 0 ? (
+      {data && data.missing.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-success">
           <CheckIcon className="size-3.5" /> {names} found.
         </p>

@@ -2335,8 +2335,8 @@ export interface components {
          * @description One checked item.
          */
         DoctorFinding: {
-            /** Is Well */
-            is_well: boolean;
+            /** Is Ok */
+            is_ok: boolean;
             /**
              * Name
              * @example torch
@@ -3483,18 +3483,18 @@ export interface components {
          */
         MissingFile: {
             /**
-             * Here
+             * Local Paths
              * @description Matching local files.
              */
-            here: string[];
+            local_paths: string[];
             offer: components["schemas"]["OfferView"];
             /**
              * Path
              * @example model.vae_path
              */
             path: string;
-            /** Why */
-            why: string;
+            /** Reason */
+            reason: string;
         };
         /**
          * MissingFiles
@@ -3503,8 +3503,8 @@ export interface components {
         MissingFiles: {
             /** @description All of them; null if none is missing. */
             download: components["schemas"]["DownloadRequest"] | null;
-            /** Needs */
-            needs: components["schemas"]["MissingFile"][];
+            /** Missing */
+            missing: components["schemas"]["MissingFile"][];
         };
         /**
          * ModelDetails
@@ -3570,6 +3570,11 @@ export interface components {
              * @example chroma
              */
             architecture: string | null;
+            /**
+             * Description
+             * @example LoRA of Chroma
+             */
+            description: string;
             /**
              * Family
              * @description Name that groups its versions.
@@ -3639,11 +3644,6 @@ export interface components {
              * @example 48
              */
             version: string | null;
-            /**
-             * Words
-             * @description Description in words.
-             */
-            words: string;
         };
         /**
          * MoveRequest
@@ -3746,17 +3746,17 @@ export interface components {
             id: string;
             /** Is Here */
             is_here: boolean;
+            /**
+             * Keys
+             * @description Configuration keys that it fills, with the paths.
+             */
+            keys: {
+                [key: string]: string;
+            };
             /** License */
             license: string;
             /** Note */
             note: string;
-            /**
-             * Sets
-             * @description Configuration keys that it fills, with the paths.
-             */
-            sets: {
-                [key: string]: string;
-            };
             /**
              * Size
              * @description About, in bytes.

@@ -64,7 +64,7 @@ class ModelView(BaseModel):
     time: float
     kind: Kind
     architecture: str | None = Field(examples=["chroma"])
-    words: str = Field(description="Description in words.")
+    description: str = Field(examples=["LoRA of Chroma"])
     family: str | None = Field(description="Name that groups its versions.", examples=["Chroma"])
     variant: str | None = Field(description="From its name.", examples=["HD"])
     version: str | None = Field(description="From its name.", examples=["48"])
@@ -146,22 +146,22 @@ class OfferView(BaseModel):
     size: int = Field(description="About, in bytes.")
     is_here: bool
     download: DownloadRequest
-    sets: dict[str, str] = Field(description="Configuration keys that it fills, with the paths.")
+    keys: dict[str, str] = Field(description="Configuration keys that it fills, with the paths.")
 
 
 class MissingFile(BaseModel):
     """A file that a configuration is missing."""
 
     path: str = Field(examples=["model.vae_path"])
-    why: str
-    here: list[str] = Field(description="Matching local files.")
+    reason: str
+    local_paths: list[str] = Field(description="Matching local files.")
     offer: OfferView
 
 
 class MissingFiles(BaseModel):
     """The files that a configuration is missing."""
 
-    needs: list[MissingFile]
+    missing: list[MissingFile]
     download: DownloadRequest | None = Field(description="All of them; null if none is missing.")
 
 
@@ -267,11 +267,11 @@ def list_missing(body: ConfigRequest, studio: StudioDep) -> MissingFiles:
     needs = missing(_section(section), folders, _cached(body.config))
     offers = list({need.offer.id: need.offer for need in needs}.values())
     return MissingFiles(
-        needs=[
+        missing=[
             MissingFile(
                 path=need.path,
-                why=need.why,
-                here=[str(path) for path in need.here],
+                reason=need.reason,
+                local_paths=[str(path) for path in need.local_paths],
                 offer=_offer(studio, need.offer),
             )
             for need in needs
@@ -304,7 +304,7 @@ def _view(model: ModelFile, root: str, hashes: dict[Mark | None, str]) -> ModelV
         time=model.mtime_ns / 1e9,
         kind=model.kind,
         architecture=model.architecture,
-        words=model.words,
+        description=model.description,
         family=model.family,
         variant=model.variant,
         version=model.version,
@@ -363,7 +363,7 @@ def _offer(studio: Studio, offer: Offer) -> OfferView:
         size=offer.size,
         is_here=all((folder / file.save_as).exists() for file in offer.files),
         download=_download(studio, [offer]),
-        sets={key: str(folder / value) for key, value in offer.sets},
+        keys={key: str(folder / value) for key, value in offer.sets},
     )
 
 

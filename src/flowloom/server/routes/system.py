@@ -28,7 +28,7 @@ class DoctorFinding(BaseModel):
 
     name: str = Field(examples=["torch"])
     text: str = Field(examples=["2.13.0, 8 CPU threads"])
-    is_well: bool
+    is_ok: bool
 
 
 @router.get("/system", summary="The machine now")
@@ -62,7 +62,7 @@ def run_doctor(studio: StudioDep) -> list[DoctorFinding]:
     failures = studio.jobs.failures.items()
     return [
         *findings,
-        *(DoctorFinding(name=name, text=f"fails: {why}", is_well=False) for name, why in failures),
+        *(DoctorFinding(name=name, text=f"fails: {why}", is_ok=False) for name, why in failures),
     ]
 
 
