@@ -146,7 +146,13 @@ function List(selection: Selection) {
           {() => (
             <ul aria-label="Models">
               {loose.map(({ path, name, description, size }) => (
-                <Entry key={path} path={path} name={name} note={`${description} · ${bytes(size)}`} {...selection} />
+                <Entry
+                  key={path}
+                  path={path}
+                  name={name}
+                  note={`${description} · ${bytes(size)}`}
+                  {...selection}
+                />
               ))}
             </ul>
           )}
