@@ -159,5 +159,5 @@ def _groups(weights: Weights) -> int:
     if GROUPS in weights.metadata:
         return int(weights.metadata[GROUPS])
     beside = weights.path / "config.json"
-    settings = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    settings: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     return int(settings.get(GROUPS, 32))

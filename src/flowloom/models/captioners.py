@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
@@ -100,7 +100,7 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
     disable_progress_bar()
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        processor: Any = AutoProcessor.from_pretrained(folder, **here)
+        processor = cast("Any", AutoProcessor.from_pretrained(folder, **here))
         found: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **here
         )

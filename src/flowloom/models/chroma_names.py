@@ -59,8 +59,8 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         module, _, leaf = name.rpartition(".")
         theirs = [f"{layer}.{leaf}" for layer in NAMES.to_diffusers(module)]
         if len(theirs) > 1:
-            width = state[f"{module}.weight"].shape[1]
-            converted |= zip(theirs, tensor.split(_rows(len(theirs), len(tensor), width)), strict=True)
+            rows = _rows(len(theirs), len(tensor), state[f"{module}.weight"].shape[1])
+            converted |= zip(theirs, torch.split(tensor, rows), strict=True)
         else:
             converted[theirs[0] if theirs else _other(name, _OURS_TO_THEIRS)] = tensor
     return converted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def load_clip_tokenizer(folder: Path) -> Callable[[Sequence[str]], Tensor]:
     with quiet_imports():
         from transformers import CLIPTokenizer
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = cast("Any", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except (OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{folder}: not CLIP's tokenizer (vocab.json and merges.txt): {error}") from error
 

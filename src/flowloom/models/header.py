@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from flowloom.errors import WeightsError
 from flowloom.files import parsed
+from flowloom.json_types import is_object
 
 MAX_HEADER = 2**25
 """Bytes of JSON; those of released models have less than 2 MiB."""
@@ -73,10 +74,10 @@ def read_header(path: Path) -> Header:
         content = parsed(text)
     except ValueError:
         raise WeightsError(f"{path}: its header is not JSON. {_AGAIN}") from None
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise WeightsError(f"{path}: its header names no tensors. {_AGAIN}")
     given = content.pop("__metadata__", None)
-    metadata = given if isinstance(given, dict) else {}
+    metadata = given if is_object(given) else {}
     tensors = {name: _place(path, name, entry, 8 + length) for name, entry in content.items()}
     end = max((place.end for place in tensors.values()), default=0)
     if end > size:
@@ -156,4 +157,4 @@ def read_small_json(path: Path, limit: int = 2**20) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if is_object(content) else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,13 @@ def quantize_base(model: nn.Module, level: Level) -> None:
 def quantized_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     """The linear layers inside of `model`'s blocks, by name."""
     blocks = tuple(f"{name}." for name, _ in family_of(model).blocks(model))
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [(name, linear) for name, linear in linears if name.startswith(blocks)]
+    return [(name, linear) for name, linear in linear_layers(model).items() if name.startswith(blocks)]
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers of `model` by name."""
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
 
 class Float8Linear(nn.Linear):
@@ -70,8 +76,9 @@ class Float8Linear(nn.Linear):
         x = input
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        output = _Float8Product.apply(x, self.codes, self.row_scale)
-        return output if self.bias is None else output + self.bias.to(output.dtype)
+        output = cast("Tensor", _Float8Product.apply(x, self.codes, self.row_scale))
+        has_bias = self.bias is not None  # pyright: ignore[reportUnnecessaryComparison] -- it may be None
+        return output + self.bias.to(output.dtype) if has_bias else output
 
 
 class _Float8Product(torch.autograd.Function):
@@ -106,7 +113,7 @@ def _to_nf4(device: torch.device) -> Any:
         narrow = Linear4bit(
             linear.in_features,
             linear.out_features,
-            bias=linear.bias is not None,
+            bias=linear.bias is not None,  # pyright: ignore[reportUnnecessaryComparison] -- it may be None
             compute_dtype=linear.weight.dtype,
             quant_type="nf4",
             device="meta",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flowloom.errors import WeightsError
 from flowloom.import_warnings import quiet_imports
-from flowloom.models.quantized import Float8Linear
+from flowloom.json_types import is_object
+from flowloom.models.quantized import Float8Linear, linear_layers
 from flowloom.models.tokenizer import EOS, PAD, Tokenize, load_tokenizer
 from flowloom.models.weights import Weights, assign_weights, check_names, open_weights
 
@@ -161,7 +162,7 @@ def _encoder_weights(weights: Weights) -> Weights:
 
 def _assign_in_8bit(encoder: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
     """`assign_weights`, with 8-bit layers in place of `encoder`'s linear ones, which have no bias."""
-    linears = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    linears = linear_layers(encoder)
     for name in linears:
         encoder.set_submodule(name, nn.Identity())
     quantized = {f"{name}.weight" for name in linears}
@@ -178,7 +179,7 @@ def _read_config(path: Path) -> T5Config:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not readable as T5's config.json ({error}).") from error
-    if not isinstance(settings, dict) or "d_model" not in settings:
+    if not is_object(settings) or "d_model" not in settings:
         raise WeightsError(f"{path}: not a T5 configuration: it has no d_model.")
     with quiet_imports():
         from transformers import T5Config

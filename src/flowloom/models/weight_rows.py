@@ -13,7 +13,7 @@ from flowloom.models.weights import Entry, Weights
 
 def cut(weights: Weights, rows: Mapping[str, tuple[str, int, int]], swapped: Collection[str] = ()) -> Weights:
     """The tensors `rows[new] = (old, start, stop)`; the halves of those in `swapped` change places."""
-    entries = {}
+    entries: dict[str, Entry] = {}
     for new, (old, start, stop) in rows.items():
         shape = (stop - start, *weights.shapes[old][1:])
         read = partial(_read, weights, old, start, stop, new in swapped)

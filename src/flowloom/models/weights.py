@@ -8,6 +8,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from flowloom.errors import WeightsError, disk_full, is_disk_full
 from flowloom.files import replacing
+from flowloom.json_types import is_object
 from flowloom.models.header import INDEX, PICKLED, SAFE
 from flowloom.models.weight_formats import why_gguf, why_unreadable
 
@@ -202,7 +204,7 @@ def _shards(index: Path) -> list[Path]:
 
 def _open_safe(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             entries = {
                 name: Entry(
@@ -219,8 +221,12 @@ def _open_safe(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 def _read_safe(path: Path, name: str) -> Tensor:
     # Opened again for each tensor (0.1 ms): pages of the file leave memory together with the tensor.
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return file.get_tensor(name)
+
+
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    return safe_open(path, framework="pt")
 
 
 def _check_readable(path: Path) -> None:
@@ -270,9 +276,9 @@ def _loaded(tensor: Tensor) -> Entry:
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    if is_object(content) and is_object(content.get("state_dict")):
         content = content["state_dict"]
-    found = content.items() if isinstance(content, dict) else ()
+    found = content.items() if is_object(content) else ()
     tensors = {str(name): value.detach() for name, value in found if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name. Is it a checkpoint of weights?")

@@ -64,7 +64,7 @@ def rotation_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> 
         theta: 10,000 for Chroma.
     """
     precise = torch.float32 if positions.device.type == "mps" else torch.float64
-    angles = []
+    angles: list[Tensor] = []
     for position, dim in zip(positions.to(precise).unbind(-1), axes_dim, strict=True):
         exponents = torch.arange(0, dim, 2, dtype=precise, device=positions.device) / dim
         angles.append(position[:, None] * theta**-exponents)

@@ -100,12 +100,12 @@ class DoubleBlock(nn.Module):
             text_modulation: (B, 6, E).
             rotation, mask: as in `attention`; the text comes first.
         """
-        img, txt = image_modulation.split(1, dim=1), text_modulation.split(1, dim=1)
+        img, txt = torch.split(image_modulation, 1, dim=1), torch.split(text_modulation, 1, dim=1)
         image_qkv = self.img_attn.heads(modulate(image, img[0], img[1]))
         text_qkv = self.txt_attn.heads(modulate(text, txt[0], txt[1]))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
         mixed = attention(q, k, v, rotation, mask)
-        text_mixed, image_mixed = mixed.split((text.shape[1], image.shape[1]), dim=1)
+        text_mixed, image_mixed = torch.split(mixed, [text.shape[1], image.shape[1]], dim=1)
         text = torch.addcmul(text, txt[2], self.txt_attn.proj(text_mixed))
         text = torch.addcmul(text, txt[5], self.txt_mlp(modulate(text, txt[3], txt[4])))
         image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
@@ -132,7 +132,7 @@ class SingleBlock(nn.Module):
             modulation: (B, 3, E): shift, scale, gate.
             rotation, mask: as in `attention`.
         """
-        shift, scale, _ = modulation.split(1, dim=1)
+        shift, scale, _ = torch.split(modulation, 1, dim=1)
         *qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.parts, dim=-1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv)
         mixed = attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rotation, mask)
@@ -149,7 +149,7 @@ class LastLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """`modulation` is (B, 2, E): shift and scale."""
-        shift, scale = modulation.split(1, dim=1)
+        shift, scale = torch.split(modulation, 1, dim=1)
         return self.linear(modulate(x, shift, scale))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 from flowloom.nn.attention import rotation_table
 from flowloom.nn.blocks import DoubleBlock, LastLayer, RMSNorm, SingleBlock
@@ -145,7 +145,7 @@ class Chroma(nn.Module):
         num_text = text.shape[1]
         vectors = self.modulations(noise_level, guidance).to(image.dtype)
         doubles, singles = 6 * len(self.double_blocks), 3 * len(self.single_blocks)
-        of_singles, of_images, of_texts, of_last = vectors.split((singles, doubles, doubles, 2), dim=1)
+        of_singles, of_images, of_texts, of_last = torch.split(vectors, [singles, doubles, doubles, 2], dim=1)
         # Every text token is at the origin.
         positions = functional.pad(image_ids, (0, 0, num_text, 0))
         rotation = rotation_table(positions, self.params.axes_dim, self.params.theta)
@@ -172,7 +172,8 @@ class Chroma(nn.Module):
         """
         if guidance is None:
             guidance = torch.zeros_like(noise_level)
-        inputs = approximator_inputs(self.params, *torch.broadcast_tensors(noise_level, guidance))
+        pair = cast("tuple[Tensor, Tensor]", torch.broadcast_tensors(noise_level, guidance))
+        inputs = approximator_inputs(self.params, *pair)
         return self.distilled_guidance_layer(inputs.to(self.distilled_guidance_layer.in_proj.weight.dtype))
 
 
@@ -208,9 +209,8 @@ class _Recompute:
     def __call__(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         if self.budget > 0 and torch.is_grad_enabled() and _needs_gradients(block, inputs):
             self.budget -= 1
-            return checkpoint(
-                block, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
-            )
+            settings: dict[str, Any] = {"preserve_rng_state": False, "determinism_check": "none"}
+            return cast("Any", checkpoint.checkpoint(block, *inputs, use_reentrant=False, **settings))
         return block(*inputs)
 
 

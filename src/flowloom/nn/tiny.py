@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
     features = functional.pad(features, (0, 1), value=1.0)
     wanted = _modulation_curves(params.num_modulations, level).flatten(0, 1)
     ridge = 1e-5 * len(features) * torch.eye(features.shape[1], dtype=torch.float64)
-    fit = torch.linalg.solve(features.T @ features + ridge, features.T @ wanted).float()
+    fit = cast("Tensor", torch.linalg.solve(features.T @ features + ridge, features.T @ wanted)).float()
 
     directions = torch.randn(_NUM_CURVES, params.hidden_size, generator=generator)
     directions *= SHIFT_DEVIATION / (_NUM_CURVES / 2) ** 0.5

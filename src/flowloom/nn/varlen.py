@@ -99,7 +99,7 @@ def plan_groups(lengths: Sequence[int], image_tokens: int, overhead_tokens: int)
         plans[stop] = min(
             (cost + (stop - start) * longest + overhead_tokens, start) for start, (cost, _) in plans.items()
         )
-    groups = []
+    groups: list[list[int]] = []
     stop = total
     while stop:
         start = plans[stop][1]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.family import family_of
-from flowloom.models.quantized import quantize_base
+from flowloom.models.quantized import linear_layers, quantize_base
 
 __all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight", "quantize_base"]
 
@@ -132,9 +132,12 @@ def attach(
     Raises:
         ConfigError: no layer's name contains a target, or a package is missing.
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     family = family_of(model)
-    linears = [name for name in linears if not any(part in name for part in family.defaults.never_trained)]
+    linears = [
+        name
+        for name in linear_layers(model)
+        if not any(part in name for part in family.defaults.never_trained)
+    ]
     site = Site(rank, alpha, lokr_factor)
     spelled = {name: (name, family.names.in_checkpoint(name)) for name in linears}
     sites = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowloom.json_types import is_object
 from flowloom.models.adapters.names import DIFFUSERS_PREFIX, FLOW_SUFFIXES
 from flowloom.models.weights import Weights
 
@@ -36,18 +37,18 @@ def stated_alphas(weights: Weights, notes: list[str]) -> StatedAlpha:
 
 
 def _flows(weights: Weights, config: Path, notes: list[str]) -> StatedAlpha:
-    section = _read(config).get("lora")
-    section = section if isinstance(section, dict) else {}
+    given = _read(config).get("lora")
+    section = given if is_object(given) else {}
     alpha = _number(section.get("alpha"))
     ranks = {shape[0] for name, shape in weights.shapes.items() if name.endswith(FLOW_SUFFIXES[0])}
     if alpha is not None and ranks == {section.get("rank")}:
-        return lambda *_: alpha
+        return lambda _layer, _rank: alpha
     notes.append(
         f"{weights.path.name}: FLOW does not write alpha into its adapters, and no {config.name} with the "
         "lora section of this one is beside it: alpha is taken to be the rank. If it was trained with "
         "another alpha, use alpha / rank as the strength."
     )
-    return lambda *_: None
+    return lambda _layer, _rank: None
 
 
 def _pefts(config: Mapping[str, Any]) -> StatedAlpha:
@@ -55,7 +56,7 @@ def _pefts(config: Mapping[str, Any]) -> StatedAlpha:
     is_rooted = config.get("use_rslora") is True
 
     def stated(layer: str, rank: int) -> float | None:
-        names = of_names if isinstance(of_names, dict) else {}
+        names = of_names if is_object(of_names) else {}
         special = next((_number(alpha) for name, alpha in names.items() if _is_of(name, layer)), None)
         alpha = common if special is None else special
         # Rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732) divides by the root of the rank.
@@ -88,4 +89,4 @@ def _json(text: str) -> dict[str, Any]:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if is_object(content) else {}

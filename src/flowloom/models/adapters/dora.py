@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,14 +58,18 @@ def _converted(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
     if weight.shape != layer.shape:
         raise WeightsError(f"the base's {name} is {tuple(weight.shape)}, the adapter is for {layer.shape}.")
     scale = layer.tensors["dora_scale"]
-    of_base = weight.norm(dim=1) + _EPS
-    of_sum = (weight + delta(layer, weight.device)).norm(dim=1)
+    of_base = _row_norms(weight) + _EPS
+    of_sum = _row_norms(weight + delta(layer, weight.device))
     # A row of zeros stays zero under any scale.
     ratio = torch.where(of_sum > 0, of_base / of_sum, 1.0).to(scale.device)
     converted = scale / ratio if layer.is_over_base else scale * ratio
     return replace(
         layer, tensors=layer.tensors | {"dora_scale": converted}, is_over_base=not layer.is_over_base
     )
+
+
+def _row_norms(weight: Tensor) -> Tensor:
+    return cast("Tensor", weight.norm(dim=1))
 
 
 def delta(layer: Layer, device: torch.device) -> Tensor:
@@ -76,6 +81,6 @@ def delta(layer: Layer, device: torch.device) -> Tensor:
 def decomposed(weight: Tensor, layer: Layer) -> Tensor:
     """The weight (out, in) that a DoRA makes of `weight`, float32."""
     total = weight + delta(layer, weight.device)
-    norm = weight.norm(dim=1) + _EPS if layer.is_over_base else total.norm(dim=1)
+    norm = _row_norms(weight) + _EPS if layer.is_over_base else _row_norms(total)
     factor = layer.tensors["dora_scale"].to(weight.device) / norm
     return total * torch.where(norm > 0, factor, 0.0)[:, None]

@@ -77,7 +77,8 @@ def to_comfy(
     state: Mapping[str, Tensor], meta: Mapping[str, Any], base: BaseWeight | None = None
 ) -> dict[str, Tensor]:
     """Tensors by ComfyUI's names."""
-    renamed, prefix = {}, _names(meta).comfy_prefix
+    renamed: dict[str, Tensor] = {}
+    prefix = _names(meta).comfy_prefix
     for name, layer in layers_of(state, meta).items():
         for suffix, tensor in _with_alpha(with_scale_over_base(name, layer, base)):
             renamed[f"{prefix}{name}.{suffix}"] = tensor
@@ -88,7 +89,7 @@ def to_kohya(
     state: Mapping[str, Tensor], meta: Mapping[str, Any], base: BaseWeight | None = None
 ) -> dict[str, Tensor]:
     """Tensors by the names of kohya's sd-scripts and of LyCORIS."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     layers = {name: with_scale_over_sum(name, layer, base) for name, layer in layers_of(state, meta).items()}
     for name, layer in _as_in_checkpoint(layers, _names(meta)).items():
         for suffix, tensor in _with_alpha(layer):
@@ -104,7 +105,7 @@ def to_diffusers(
 
     diffusers has no LoKr on layers that are cut: it is written as the LoRA that equals it.
     """
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, layer in layers_of(state, meta).items():
         if layer.kind == "lokr":
             layer = lokr_as_lora(layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def split_rows(tensors: Mapping[str, Tensor], num_parts: int) -> list[dict[str, 
     """One layer's LoRA or DoRA as `num_parts` layers: each has its rows of B and m, and all of A."""
     down, up = tensors["lora_A.weight"], tensors["lora_B.weight"]
     sizes = _row_sizes(num_parts, rows=up.shape[0], width=down.shape[1])
-    cuts = {name: t.split(sizes) for name, t in tensors.items() if name != "lora_A.weight"}
+    cuts = {name: torch.split(t, sizes) for name, t in tensors.items() if name != "lora_A.weight"}
     return [{"lora_A.weight": down} | {name: cut[i] for name, cut in cuts.items()} for i in range(num_parts)]
 
 
@@ -132,7 +132,7 @@ def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
     ]
     tensors = {
         "lora_A.weight": torch.cat([part.tensors["lora_A.weight"] for part in present]),
-        "lora_B.weight": torch.block_diag(*ups),
+        "lora_B.weight": cast("Tensor", torch.block_diag(*ups)),
     }
     if "dora_scale" in first.tensors:
         tensors["dora_scale"] = torch.cat([part.tensors["dora_scale"] for part in present])

@@ -199,7 +199,8 @@ def load_onto(model: nn.Module, path: Path, strength: float = 1.0) -> Adapter:
         WeightsError: the file is no adapter of this network.
     """
     state, meta = read_adapter(path, family_of(model))
-    sites, tensors = {}, {}
+    sites: dict[str, Site] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         for name, layer in layers_of(state, meta).items():
             rank, alpha = meta.get("sites", {}).get(name, (meta["rank"], meta["alpha"]))

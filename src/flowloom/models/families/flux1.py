@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
@@ -210,11 +210,14 @@ class Flux1Family(ChromaFamily):
         chosen = {id(block) for _, block in self.blocks(network)[:num_blocks]}
 
         def run(block: nn.Module, *inputs: Any) -> Any:
-            from torch.utils.checkpoint import checkpoint
+            from torch.utils import checkpoint
 
             if id(block) not in chosen:
                 return block(*inputs)
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return cast(
+                "Any",
+                checkpoint.checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False),
+            )
 
         network.enable_gradient_checkpointing(run)
 
