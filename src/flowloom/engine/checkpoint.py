@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -146,7 +147,7 @@ def _load(folder: Path, state: TrainState) -> None:
     state.position = Position(**recorded)
     if state.ema:
         # Without a file the average starts from the checkpoint's weights, not from the base's.
-        known = open_weights(inner / EMA) if (inner / EMA).exists() else {}
+        known: Mapping[str, Tensor] = open_weights(inner / EMA) if (inner / EMA).exists() else {}
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
         state.ema.shadow = {name: place(t, device, torch.float32) for name, t in known.items()}
     _load_weights(folder, state)

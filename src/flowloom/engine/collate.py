@@ -65,7 +65,7 @@ def assemble(
 
 def _sent_texts(texts: Sequence[Conditioning], device: torch.device) -> list[Conditioning]:
     """`texts` on the device, one transfer for each name."""
-    columns = {}
+    columns: dict[str, Sequence[Tensor]] = {}
     for name in texts[0]:
         lengths = [len(text[name]) for text in texts]
         columns[name] = sent(torch.cat([text[name] for text in texts]), device).split(lengths)

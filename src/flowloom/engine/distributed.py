@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ class Ranks:
         for gradients in in_transfers(parameters):
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in gradients])
+            pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
             for gradient, piece in zip(gradients, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
@@ -64,7 +64,7 @@ class Ranks:
         # On the CPU, by gloo: a GPU collective would synchronize at every step.
         all_values = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(all_values)
-        return tuple(all_values.tolist())
+        return tuple(cast("list[float]", all_values.tolist()))
 
     def gathered(self, values: list[T]) -> list[T]:
         """The values of all ranks, in their order."""

@@ -11,7 +11,7 @@ import sys
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.request import ProxyHandler, build_opener
 
 import flowloom
@@ -77,7 +77,7 @@ def _torch() -> list[Finding]:
         return [Finding("torch", f"cannot be imported ({error}): run ./loom setup", is_ok=False)]
     found = [Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")]
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
+        device = cast("Any", torch.cuda.get_device_properties(index))
         capability = f"compute capability {device.major}.{device.minor}"
         found.append(
             Finding(

@@ -43,7 +43,8 @@ class Ema:
         for start in range(0, len(pairs), AT_ONCE):
             some = pairs[start : start + AT_ONCE]
             targets = [weights[name].detach().to(s.device, torch.float32) for name, s in some]
-            torch._foreach_lerp_([shadow for _, shadow in some], targets, 1 - self.decay_at(step))
+            shadows, amount = [shadow for _, shadow in some], 1 - self.decay_at(step)
+            torch._foreach_lerp_(shadows, targets, amount)  # pyright: ignore[reportPrivateUsage]
 
     @contextmanager
     def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Generator[None]:

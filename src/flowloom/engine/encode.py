@@ -148,7 +148,7 @@ class Encoders:
         """(B, C, h, w): the mean, or a random draw for every time that a row is shown."""
         if not self.draws:
             return torch.stack(planes)
-        drawn = []
+        drawn: list[Tensor] = []
         for sample, (mean, log_variance) in zip(batch.samples, planes, strict=True):
             draw = generator(self.seed, "latents", sample.showing, sample.row)
             noise = torch.randn(mean.shape, generator=draw)

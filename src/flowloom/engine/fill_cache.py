@@ -282,9 +282,9 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     if not isinstance(latents, PersistentCache):
         return
     for index in np.flatnonzero(dataset.row_buckets >= 0):
-        size = dataset.sizes[dataset.row_buckets[index]]
+        bucket: int = dataset.row_buckets[index]
         try:
-            yield latents.key_of((int(index), size))[0]
+            yield latents.key_of((int(index), dataset.sizes[bucket]))[0]
         except (ImageError, SourceError) as error:
             row = dataset.metadata.row(int(index))
             if not _is_gone(row, dataset.source_of(row).folder, error):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowloom.engine.state import TrainState
+from flowloom.json_types import is_object
 
 AT_ONCE = 256
 """Tensors whose results are read from the device together."""
@@ -41,7 +42,7 @@ def _kept(state: TrainState) -> Iterator[tuple[str, Tensor]]:
 
 
 def _real(what: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, dict):
+    if is_object(value):
         for part in value.values():
             yield from _real(what, part)
     elif isinstance(value, Tensor):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from flowloom.engine.state import TrainState
 from flowloom.models.family import family_of
@@ -32,7 +33,7 @@ class GradientWatch:
             name: torch.zeros((), dtype=torch.bool, device=weight.device)
             for name, weight in state.trained.items()
         }
-        self._hooks = [
+        self._hooks: list[RemovableHandle] = [
             weight.register_post_accumulate_grad_hook(partial(self._see, name))
             for name, weight in state.trained.items()
         ]
@@ -50,7 +51,8 @@ class GradientWatch:
             hook.remove()
         self._hooks = []
         flags = self._state.ranks.sum(torch.stack([flag.float() for flag in self._seen.values()]))
-        missing = [name for name, got in zip(self._seen, flags.tolist(), strict=True) if not got]
+        received = cast("list[float]", flags.tolist())
+        missing = [name for name, got in zip(self._seen, received, strict=True) if not got]
         if self._state.adapter and self._num_steps == 1 and len(missing) < len(self._seen):
             return None  # see WATCHED_STEPS on first factors
         return self._finding(missing) if missing else None

@@ -74,7 +74,7 @@ class SampleGenerator:
             # without it, and the other way round.
             x = sampler(plain, x, levels[: start + 1])
             x = sampler(with_cfg, x, levels[start:])
-        return [self._decode(family.unpack(tokens, grid)) for tokens in x.split(1)]
+        return [self._decode(family.unpack(tokens, grid)) for tokens in torch.split(x, 1)]
 
     def _velocities(self, prompts: Sequence[str], grid: Grid, params: SamplingParams) -> tuple[Model, Model]:
         """The velocity field of `prompts`, without guidance and with it."""

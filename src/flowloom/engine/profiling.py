@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch import profiler
+from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 # The first step allocates and chooses kernels and is not typical of the others.
-FIRST_STEPS = schedule(wait=0, warmup=1, active=3, repeat=1)
+FIRST_STEPS = cast("Callable[[int], ProfilerAction]", profiler.schedule(wait=0, warmup=1, active=3, repeat=1))
 
 
 @contextmanager

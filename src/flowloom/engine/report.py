@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -127,8 +127,8 @@ def _by_noise_level(metrics: StepMetrics) -> list[float | None]:
     """Mean loss in each eighth of [0, 1]; None for those without a sample."""
     losses, levels = metrics.losses.float().cpu(), metrics.noise_level.float().cpu()
     bins = (levels * NUM_NOISE_BINS).long().clamp(0, NUM_NOISE_BINS - 1)
-    sums = torch.zeros(NUM_NOISE_BINS).index_add_(0, bins, losses).tolist()
-    counts = torch.bincount(bins, minlength=NUM_NOISE_BINS).tolist()
+    sums = cast("list[float]", torch.zeros(NUM_NOISE_BINS).index_add_(0, bins, losses).tolist())
+    counts = cast("list[int]", torch.bincount(bins, minlength=NUM_NOISE_BINS).tolist())
     return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
 

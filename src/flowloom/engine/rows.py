@@ -24,6 +24,7 @@ from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.update import folder_rows, freshness, left_out_message, num_differing
 from flowloom.engine.distributed import Ranks
 from flowloom.files import replacing, write_json
+from flowloom.json_types import is_object
 from flowloom.run.directory import RunDir
 
 Section = TypeVar("Section", DataloaderSection, DatasetSection)
@@ -141,4 +142,4 @@ def _read(record: Path) -> dict[str, Any]:
         content = json.loads(record.read_text())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if is_object(content) else {}

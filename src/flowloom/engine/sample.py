@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -57,7 +57,8 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
             warn(note)
     seeds = [request.seed + i for i in range(len(request.prompts))]
     request.out_dir.mkdir(parents=True, exist_ok=True)
-    paths, records = [], []
+    paths: list[Path] = []
+    records: list[dict[str, Any]] = []
     for i, image in enumerate(
         generate_in_batches(sample_generator, request.prompts, seeds, request.params, MAX_BATCH)
     ):

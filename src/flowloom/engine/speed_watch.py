@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -105,5 +105,5 @@ def is_spilled(device: torch.device) -> bool:
     """True if torch holds nearly all or more memory than `device` has: drivers then may use host memory."""
     if device.type != "cuda":
         return False
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = cast("int", torch.cuda.get_device_properties(device).total_memory)
     return torch.cuda.memory_reserved(device) > SPILLED_SHARE * total

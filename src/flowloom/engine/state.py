@@ -17,6 +17,7 @@ from flowloom.engine.objective import Objective
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
+from flowloom.json_types import is_object
 from flowloom.models.adapters.adapter import Adapter
 
 
@@ -160,7 +161,10 @@ class TrainState:
         decay = self.config.training.weight_decay
         plain = [p for name, p in self.trained.items() if "bias" in name or "norm" in name]
         decayed = [p for name, p in self.trained.items() if not ("bias" in name or "norm" in name)]
-        groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, object]] = [
+            {"params": decayed, "weight_decay": decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         return self.config.optimizer.build(
             [group for group in groups if group["params"]], self.config.training.lr
         )
@@ -194,6 +198,6 @@ class TrainState:
 
 def _on_cpu(state: Any) -> Any:
     """A copy of an optimizer's state, which may be nested, on the CPU."""
-    if isinstance(state, dict):
+    if is_object(state):
         return {key: _on_cpu(value) for key, value in state.items()}
     return state.cpu() if isinstance(state, Tensor) else state

@@ -7,7 +7,7 @@ import resource
 from contextlib import suppress
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEADERS_WITHIN_S = 15.0
 STALLED_AFTER_S = 60.0
@@ -36,6 +36,7 @@ def most_connections() -> int:
 class Connection(HttpToolsProtocol):
     """One connection. If there are too many, those without complete headers are closed first."""
 
+    cycle: RequestResponseCycle | None  # uvicorn declares no None, which it is before the first request
     _waiting: dict[Connection, None] = {}
     _timer: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None

@@ -152,7 +152,8 @@ def _on_disk(kept: str) -> bool:
     return kept == "disk"
 
 
-class _Saving(NamedTuple):
+@dataclass(frozen=True)
+class _Saving:
     """A key whose value saves memory."""
 
     key: str
@@ -225,7 +226,7 @@ def with_key(config: RunConfig, key: str, value: Any) -> RunConfig:
     """`config` with the value of one dotted key changed; a part's other settings go when its kind does."""
     section, name = key.split(".")
     given: dict[str, Any] = config.model_dump()
-    kept = {} if key == "optimizer.kind" else given.get(section) or {}
+    kept: dict[str, Any] = {} if key == "optimizer.kind" else given.get(section) or {}
     return RunConfig.model_validate(given | {section: {**kept, name: value}})
 
 

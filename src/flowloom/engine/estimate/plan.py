@@ -222,7 +222,8 @@ def _check_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:
     )
     checked = (dataset.metadata.row(int(index)) for index in chosen)
     rows = [row for row in checked if not ImageSource.is_remote(row, dataset.source_of(row).folder)]
-    missing, images = [], ImageSource()
+    missing: list[str] = []
+    images = ImageSource()
     for row in rows:
         try:
             images.get(row, dataset.source_of(row).folder)

@@ -29,7 +29,7 @@ from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
 from flowloom.models.device import choose_device
 from flowloom.models.family import family_for, image_tokens
-from flowloom.models.tokenizer import load_tokenizer
+from flowloom.models.tokenizer import Tokenize, load_tokenizer
 from flowloom.run.directory import RunDir
 from flowloom.run.preflight import (
     BucketReport,
@@ -167,7 +167,7 @@ def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
     captions = [row.caption for row in rows]
     longest = config.model.t5_max_length
     found = _quietly(lambda: load_tokenizer(Path(config.model.t5_tokenizer_path)))
-    tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
+    tokenize: Tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
     family = family_for(config.model)
     counts = [family.text_length(count_tokens(caption, tokenize) + 1, longest) for caption in captions]
     rows = rows[:: -(-len(rows) // ROWS_VARIED)]
@@ -297,7 +297,7 @@ def _product_speed(device: torch.device) -> float:
     side = PROBE_SIDE[device.type]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     left = torch.ones(side, side, device=device, dtype=dtype)
-    seconds = []
+    seconds: list[float] = []
     for _ in range(4):
         started = time.perf_counter()
         # Reading a number makes the CPU wait for the product.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class CudaCopies:
     def host_buffer(self, num_bytes: int) -> Tensor:
         """Page-locked in place: torch's own allocator rounds up to the next power of two."""
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
-        runtime: Any = torch.cuda.cudart()
+        runtime = cast("Any", torch.cuda.cudart())
         address = buffer.data_ptr()
         status = int(runtime.cudaHostRegister(address, num_bytes, 0))
         if status:

@@ -93,7 +93,8 @@ class BlockStreamer:
 
     def _after(self, index: int) -> int | None:
         """The block that will run after `index`; None if that is not known, or it is the same."""
-        if torch._C._current_graph_task_id() != -1:  # in a backward pass: this run is a recomputation
+        graph_task = torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]
+        if graph_task != -1:  # in a backward pass: this run is a recomputation
             return index - 1 if index > 0 else None
         if index + 1 < len(self._blocks):
             return index + 1

@@ -82,6 +82,6 @@ class EditLock:
                 return
             if self.is_cancelled:
                 raise EditCancelled("No caption was changed.", "To make the edit, send it again.")
-            if self.stage:
-                self.stage = replace(self.stage, phase=phase, num_done=number, num_total=total)
+            if stage := self.stage:
+                self.stage = replace(stage, phase=phase, num_done=number, num_total=total)
             yield item

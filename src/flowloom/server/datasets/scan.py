@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flowloom.data.images.headers import image_size
 from flowloom.data.row_checks import BadRow, parse
-from flowloom.datasets.build.items import JUNK, Remark, Unusable, name_problem, reason_of, shown
+from flowloom.datasets.build.items import JUNK, Unusable, name_problem, reason_of, shown
 from flowloom.datasets.build.pairs import PairRule, pair
 from flowloom.datasets.build.pairs import folded as spelled_alike
 from flowloom.datasets.captions.formats import SUFFIXES, caption_of_row, read_caption, version_of
@@ -124,7 +124,7 @@ def _images(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
             yield from seen_one(top, prefix + name, prefix + sidecar if sidecar else "")
         elif isinstance(found, Unusable):
             yield from seen_one(top, prefix + by_shown[found.where], "", found.reason)
-        elif isinstance(found, Remark) and found.text.startswith("left out"):
+        elif found.text.startswith("left out"):
             yield from seen_one(top, prefix + by_shown[found.where], "", found.text)
 
 

@@ -138,7 +138,11 @@ def _compare_region(bucket: str, region: str, endpoint: SplitResult, allowed: Al
     """Raise Broken if the bucket is in another region, which stores report even without keys."""
     kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
     connection: Any = kind(endpoint.hostname or "", endpoint.port, timeout=PATIENCE_S)
-    connection._create_connection = lambda at, *_: connect(at[0], at[1], allowed, PATIENCE_S)
+
+    def connect_to(address: tuple[str, int], *_: object) -> socket.socket:
+        return connect(*address, allowed, PATIENCE_S)
+
+    connection._create_connection = connect_to
     try:
         connection.request("HEAD", f"/{bucket}")
         actual = connection.getresponse().getheader("x-amz-bucket-region")

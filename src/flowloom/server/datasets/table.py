@@ -72,7 +72,7 @@ class Table:
         name = hashlib.blake2b(dataset.key.encode(), digest_size=12).hexdigest()
         self.folder = state_dir / "datasets" / name
         self.path = self.folder / "index.sqlite"
-        self.version = 0
+        self.version: int = 0
         """Increases with every change."""
         self.is_lost = False
         """True if it was created again, and must be filled."""

@@ -69,7 +69,8 @@ def list_samples(
     """With prompt, seed and settings. Add `?size=256` to a url for a thumbnail."""
     found = sorted(_within(studio, run), key=_newest_first)
     records_of: dict[Path, dict[str, Any]] = {}
-    samples, base_url = [], studio.api(f"runs/{run.path.name}")
+    samples: list[Sample] = []
+    base_url = studio.api(f"runs/{run.path.name}")
     for folder, path in found[skip : skip + limit]:
         records = records_of.setdefault(path.parent, _records(path.parent))
         samples.append(_sample(base_url, path.relative_to(folder), records.get(path.name, {})))

@@ -212,7 +212,7 @@ def _take(run: Path, entry: QueueEntry, old_request: StopRequest | None) -> Proc
 def _outlive_the_server() -> None:
     """Ignore the signals of a closed terminal or stopped service: the run decides when it ends."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda _number, _frame: None)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
 

@@ -64,12 +64,12 @@ class EventTail:
             return [], False
         with file:
             size = file.seek(0, os.SEEK_END)
-            if self._offset is None or size < self._offset:
-                # The first read, or the engine truncated lines that a crash had damaged.
-                self._offset = self._find_start(file, size)
-            if self._offset >= size:
-                return [], False
             before = self._offset
+            if before is None or size < before:
+                # The first read, or the engine truncated lines that a crash had damaged.
+                before = self._offset = self._find_start(file, size)
+            if before >= size:
+                return [], False
             found = self._chunk(file, before)
             return found, self._offset is None or (self._offset > before and self._offset < size)
 
