@@ -1,4 +1,4 @@
-"""Whatever a command line names, the answer is one plain line and status 2, and no traceback."""
+"""For any command line with a mistake, the answer is one plain line and status 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def status_of(words: list[str]) -> int:
 
 @pytest.mark.parametrize("verb", ON_A_FILE)
 @pytest.mark.parametrize("kind", BROKEN)
-def test_every_verb_says_in_words_what_is_wrong_with_a_file(
+def test_every_verb_names_the_problem_of_a_file_in_plain_text(
     kind: str, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def test_every_verb_says_in_words_what_is_wrong_with_a_file(
         ["export", "~nobody-of-this-name/x", "--format", "comfy", "-o", "x"],
     ],
 )
-def test_a_word_that_means_nothing_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_argument_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(words) == 2
     assert "error: argument" in capsys.readouterr().err
 

@@ -57,7 +57,7 @@ def test_json_has_what_a_claim_needs(folder: Path, capsys: pytest.CaptureFixture
         ("no-gpu", 0, "skipped"),
     ],
 )
-def test_the_verdict_is_said_and_returned(folder: Path, capsys, name: str, status: int, verdict: str):
+def test_the_verdict_is_printed_and_returned(folder: Path, capsys, name: str, status: int, verdict: str):
     assert run(folder, name) == status
     assert verdict in capsys.readouterr().out
 

@@ -41,7 +41,7 @@ def test_build_reports_every_row_and_file(folder: Path, capsys: pytest.CaptureFi
     assert json.loads(Path("d.jsonl.problems").read_text())["where"] == "broken.png"
 
 
-def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_is_exported_and_built_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", "build", "in", "-o", "d.jsonl"]) == 0
     outs = {"kohya": "k", "kohya-toml": "k.toml", "webdataset": "w", "parquet": "p.parquet"}
     for form, out in outs.items():
@@ -109,7 +109,7 @@ def test_preparing_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_stores_are_named_by_the_configuration_s_own_words(
+def test_stores_are_named_by_the_keys_of_the_configuration(
     folder: Path,
     seaweed: Seaweed,
     monkeypatch: pytest.MonkeyPatch,

@@ -124,7 +124,7 @@ def test_flows_keys_work_as_flags(write):
         (["--memory.compile", "--dry-run"], ["--dry-run"], [("memory.compile", "true")]),
     ],
 )
-def test_flags_are_told_from_the_verbs_own_options(words, rest, overrides):
+def test_flags_are_distinguished_from_the_verbs_own_options(words, rest, overrides):
     assert split_flags(words, ["--name", "--dry-run"]) == (rest, overrides)
 
 

@@ -21,7 +21,7 @@ BUCKET = "s3://bucket/folder"
 @pytest.mark.parametrize(
     "text", [BUCKET, "s3:/bucket", "https://host/x.safetensors", "gs://b", "az://b/c", "hf://a/b"]
 )
-def test_an_address_is_told_from_a_path(text: str) -> None:
+def test_an_address_is_distinguished_from_a_path(text: str) -> None:
     assert "is a URL" in local_path_error(text)
 
 

@@ -19,7 +19,7 @@ _forks.set_forkserver_preload(["tests.engine.preload"])
 
 
 class ForkedProcess:
-    """`call()` in a process of its own, with standard output and error in a file; an API like Popen's."""
+    """`call()` in a separate process, with standard output and error in a file; an API like Popen's."""
 
     def __init__(self, call: Callable[..., int], *words: object, environ: Mapping[str, str] | None = None):
         handle, name = tempfile.mkstemp(prefix="flowloom-test-")

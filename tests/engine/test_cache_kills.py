@@ -28,7 +28,7 @@ IMAGES, RANKS, KILLS = 240, 2, 3
 
 @pytest.fixture
 def many(tmp_path: Path) -> dict[str, Any]:
-    """Keys of `dataloader` for pictures that take a second or two to encode."""
+    """Keys of `dataloader` for images that take a second or two to encode."""
     draw, rows = np.random.default_rng(0), []
     for i in range(IMAGES):
         Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")

@@ -29,11 +29,11 @@ BRIEFLY = {"patience_minutes": 0.02, "tries": 2, "read_ahead_mib": 0.01}
 
 
 @pytest.fixture
-def stored(drawn_data: Path, tmp_path: Path, storage: StorageSection) -> str:
+def stored(synthetic_data: Path, tmp_path: Path, storage: StorageSection) -> str:
     """The images in the store."""
     address = f"s3://loom/{tmp_path.name}"
     store = open_source(address, storage)
-    for path in drawn_data.glob("*.png"):
+    for path in synthetic_data.glob("*.png"):
         store.write(path.name, path)
     return address
 
@@ -242,7 +242,7 @@ def test_a_cache_in_a_store_waits_for_access_or_ends_the_run_with_a_checkpoint(
 
 def test_a_fill_a_prune_and_a_lint_blame_no_row_either(
     make_config: Callable[..., RunConfig],
-    drawn_data: Path,
+    synthetic_data: Path,
     stored: str,
     tmp_path: Path,
     storage: StorageSection,
@@ -265,7 +265,7 @@ def test_a_fill_a_prune_and_a_lint_blame_no_row_either(
     assert "access denied" in prune([config]).unjudged
     monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
     with pytest.raises(StoreDenied):
-        lint([str(drawn_data / "data.jsonl"), "--images", stored])
+        lint([str(synthetic_data / "data.jsonl"), "--images", stored])
     faulty.plan = lambda *_: None
     assert prune([config]).unjudged == ""
 

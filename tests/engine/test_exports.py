@@ -115,7 +115,7 @@ def test_a_flux_lora_with_a_text_encoder_is_used_without_it(
     words = {
         "export": ["export", str(path), "--format", "comfy", "-o", str(out)],
         "merge": ["export", str(path), "--format", "merged", "--base", str(base), "-o", str(out)],
-        "sample": sample_words(tiny_family, base, path, out),
+        "sample": sample_arguments(tiny_family, base, path, out),
     }[verb]
     assert main(words) == 0
     assert f"2 of a text encoder or of trained embeddings: {clip}" in capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_a_flux_lora_with_a_text_encoder_is_used_without_it(
         torch.testing.assert_close(read(out)[name], read(base)[name] + 2.0)
 
 
-def sample_words(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
+def sample_arguments(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
     config = out.with_name("config.json")
     t5 = str(tiny_family.t5_path)
     model = {
@@ -210,7 +210,7 @@ def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
     ("file", "words"),
     [("chroma", "is Chroma, not a LoRA"), ("vae", "not a LoRA"), ("gguf", "is a GGUF file")],
 )
-def test_what_is_no_adapter_is_not_taken_for_one(
+def test_other_files_are_not_taken_for_adapters(
     file: str, words: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
 ) -> None:
     path = tmp_path / "config.json"

@@ -52,7 +52,7 @@ def with_encoders_of(components: Components, dtype: torch.dtype) -> Components:
 
 @pytest.fixture(scope="module")
 def in_fp32(make_config: Callable[..., RunConfig]) -> tuple[float, float, Any]:
-    """What is measured where everything is float32."""
+    """The measurements where everything is float32."""
     return measured(build(make_config(**SECTIONS), Ranks()))
 
 
@@ -80,7 +80,7 @@ def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image
 
 
 def measured(components: Components) -> tuple[float, float, Any]:
-    """The loss of an update, that of held-out rows, and an image drawn with a negative prompt."""
+    """The loss of an update, that of held-out rows, and an image generated with a negative prompt."""
     loaded = next(iter(components.loader.batches(0)))
     loss = train_step(components.state, prepare(components.state, loaded, components.encoders)).loss.item()
     assert components.validation is not None

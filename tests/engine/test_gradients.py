@@ -89,7 +89,7 @@ def test_a_run_that_learns_is_not_warned_of(
     assert warnings(run_dir) == []
 
 
-def test_training_an_untrained_network_whole_is_no_fault(
+def test_training_an_untrained_network_completely_is_no_fault(
     make_run: Callable[..., RunDir], untrained_base: Path
 ) -> None:
     run_dir = with_base(make_run(limits={"max_steps": 7}), untrained_base)

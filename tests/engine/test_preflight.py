@@ -1,4 +1,4 @@
-"""`flowloom preflight`: steps, rows left out, memory, disk and time are told before anything is loaded."""
+"""`flowloom preflight`: steps, rows left out, memory, disk and time are shown before anything is loaded."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_changes_make_it_fit_and_says_by_how_much(make_config):
     assert totals == sorted(totals, reverse=True)
 
 
-def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
+def test_a_run_that_does_not_fit_gets_keys_and_values_to_change(found):
     told = found(Target(gpu_gib=0.1), training={"train_minibatch": 16})
     assert not told.can_run
     assert not told.memory.fits
@@ -118,7 +118,7 @@ def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
     assert "set training.train_minibatch to 1: then " in preflight_text(told)
 
 
-def test_the_checkpoint_is_as_large_as_said(make_run):
+def test_the_checkpoint_is_as_large_as_estimated(make_run):
     from flowloom.engine.__main__ import run_engine
 
     for name, sections in (("full", {}), ("lora", {"method": {"kind": "lora"}, "lora": {"rank": 4}})):
@@ -163,7 +163,7 @@ def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
     assert told["data"]["steps_per_epoch"] == 6
 
 
-def test_the_checkpoints_that_stay_are_told_with_their_size(found):
+def test_the_checkpoints_that_stay_are_reported_with_their_size(found):
     lora = {"lora": {"rank": 4}, "training": {"save_every": 2}}
     disk = found(**lora, limits={"max_steps": 9}).disk
     assert (disk.kept, disk.parts["checkpoints"]) == (5, 5 * disk.checkpoint)

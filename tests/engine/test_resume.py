@@ -108,7 +108,7 @@ def stop_after(run_dir: RunDir, step: int) -> None:
 
 
 @pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 4}}], ids=["full", "lora"])
-def test_an_average_that_is_switched_on_later_starts_from_what_was_trained(
+def test_an_average_that_is_switched_on_later_starts_from_the_trained_weights(
     make_run: Callable[..., RunDir], sections: dict[str, Any]
 ) -> None:
     run_dir = make_run(**sections, training={"lr": 1e-2, "warmup_steps": 0}, limits={"max_steps": 8})
@@ -131,7 +131,7 @@ def final_weights(run_dir: RunDir, ending: str) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in open_weights(path).items()}
 
 
-def test_a_run_that_goes_on_holds_no_file_of_the_checkpoint_it_came_from(
+def test_a_resumed_run_holds_no_file_of_the_checkpoint_it_came_from(
     make_run: Callable[..., RunDir],
 ) -> None:
     """Retired files would fill the disk for as long as they are mapped."""
@@ -145,8 +145,8 @@ def test_a_run_that_goes_on_holds_no_file_of_the_checkpoint_it_came_from(
     assert not mapped
 
 
-def test_a_run_that_is_over_leaves_its_last_checkpoint_as_it_is(make_run: Callable[..., RunDir]) -> None:
-    """Writing it anew would leave none for a moment."""
+def test_a_finished_run_leaves_its_last_checkpoint_unchanged(make_run: Callable[..., RunDir]) -> None:
+    """Writing it again would leave none for a moment."""
     run_dir = make_run(limits={"max_steps": 2}, checkpoint={"keep_last": 1})
     run_engine(run_dir)
     before = run_dir.checkpoint_dir(2).stat().st_ino

@@ -1,4 +1,4 @@
-"""A run is a directory: what it writes, obeys and leaves behind when it ends badly."""
+"""A run is a directory: the files it writes, the requests it follows, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def events(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == kind]
 
 
-def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., RunDir]) -> None:
+def test_a_run_leaves_events_previews_and_a_checkpoint(make_run: Callable[..., RunDir]) -> None:
     run_dir = make_run(
         training={"save_every": 3},
         inference=INFERENCE,
@@ -78,7 +78,7 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
 
 
 def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., RunDir]) -> None:
-    """What stands beyond it changes nothing; within it, whatever training's captions are cut at."""
+    """Text beyond it changes nothing; text within it counts, wherever training cuts its captions."""
     words = "red blue green red blue green red blue"
     pictures: dict[tuple[int, str], bytes] = {}
     for length in (4, 64):
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(make_run: Callable[..., RunDir
     assert events(run_dir, "saved")[-1]["dir"].endswith(checkpoint.name)
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(make_run: Callable[..., RunDir]) -> None:
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_complete(make_run: Callable[..., RunDir]) -> None:
     """Writing past the process's file size limit fails as a full disk does; the engine runs in a child."""
     run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 3})
     run_engine(run_dir)
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(make_run: Callabl
     assert not list(run_dir.path.rglob("*.tmp"))
 
 
-def test_running_out_of_memory_names_the_ways_out(make_run: Callable[..., RunDir]) -> None:
+def test_running_out_of_memory_gives_hints(make_run: Callable[..., RunDir]) -> None:
     run_dir = make_run(limits={"max_steps": 3})
 
     def hog(event: dict[str, Any]) -> None:
@@ -221,7 +221,7 @@ def test_running_out_of_memory_names_the_ways_out(make_run: Callable[..., RunDir
     assert events(run_dir, "failed")[0]["error"] == "OutOfMemoryError"
 
 
-def test_too_many_broken_pictures_stop_the_run_with_a_list(
+def test_too_many_broken_images_stop_the_run_with_a_list(
     make_run: Callable[..., RunDir], tmp_path: Path
 ) -> None:
     rows = []

@@ -50,7 +50,7 @@ def test_train_makes_a_run_and_trains_it(trained, capsys):
     assert TOKEN not in error
 
 
-def test_resume_goes_on_and_longer_when_asked(trained):
+def test_resume_continues_and_trains_longer_on_request(trained):
     assert main(["resume", str(trained.path), "--limits.max_steps", "3"]) == 0
     events = without_repeats(read_events(trained.events_jsonl))
     assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2, 3]
@@ -63,7 +63,7 @@ def test_a_second_run_of_the_same_name_is_refused(trained, config_file, capsys):
     assert "flowloom resume" in capsys.readouterr().err
 
 
-def test_sample_draws_what_it_is_asked_for(trained, tmp_path, capsys):
+def test_sample_generates_the_requested_images(trained, tmp_path, capsys):
     out = tmp_path / "pictures"
     words = ["sample", str(trained.path), "--prompt", "red bar", "--prompt", "blue bar", "--size", "32x48"]
     assert main([*words, "--steps", "2", "--cfg", "2", "--seed", "5", "-o", str(out)]) == 0

@@ -1,7 +1,7 @@
-"""Reads runs as sd-scripts' own scripts do, and says what they make of them, in JSON.
+"""Reads runs as sd-scripts' own scripts do, and prints the result in JSON.
 
 `PYTHON read_as_sd_scripts.py RUN_DIR=SCRIPT...`, in the checkout, by its own Python: each configuration goes
-through the script's argparse, the data sets through its sanitizer, all through its own assertions.
+through the script's argparse, the datasets through its sanitizer, all through its own assertions.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def read(run_dir, script):
-    """What `script` makes of the files in `run_dir`; wrong: all that it would take in silence."""
+    """The arguments that `script` reads in `run_dir`; wrong: all that it would accept silently."""
     module = importlib.import_module(Path(script).stem)
     util = importlib.import_module("library.train_util")
     parser = module.setup_parser()
@@ -24,7 +24,7 @@ def read(run_dir, script):
     actions = {action.dest: action for action in parser._actions}
     told = tomllib.loads(Path(f"{run_dir}/config.toml").read_text())["arguments"]
     wrong = [word for key, value in told.items() if (word := wrong_with(actions.get(key), key, value))]
-    group = data_set(args, Path(script))
+    group = dataset_of(args, Path(script))
     trainers = [value for value in vars(module).values() if hasattr(value, "assert_extra_args")]
     for trainer in trainers:
         if trainer.__module__ == module.__name__:
@@ -39,8 +39,8 @@ def read(run_dir, script):
     }
 
 
-def data_set(args, script):
-    """What the script trains on, made with the flags that it gives to the sanitizer."""
+def dataset_of(args, script):
+    """The dataset of the script, made with the flags that it gives to the sanitizer."""
     util = importlib.import_module("library.config_util")
     texts = script.read_text(), Path("train_network.py").read_text()
     flags = next(found[1] for text in texts if (found := re.search(r"ConfigSanitizer\(([^()]*)\)", text)))

@@ -41,11 +41,11 @@ class Seaweed:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a process needs to be let in."""
+        """The environment that gives a process access."""
         return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
     def give_keys(self, key: str, secret: str) -> None:
-        """Let in whoever has these keys."""
+        """Give access to clients with these keys."""
         self._configure(f"-access_key {key} -secret_key {secret} -buckets {BUCKET} -actions Read,Write,List")
 
     def revoke_keys(self, key: str) -> None:
@@ -64,7 +64,7 @@ def weed_path() -> str | None:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on, all different."""
+    """Free ports, all different."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:

@@ -97,7 +97,7 @@ def python_texts(path: Path) -> Iterator[Text]:
 
 
 def plain_name(name: str) -> str:
-    """The words of an identifier as a label: `read_dataSet` is `Read data set`."""
+    """The words of an identifier as a label: `is_runDir` is `Is run dir`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name).strip().lower().capitalize()
 
 

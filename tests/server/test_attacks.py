@@ -1,4 +1,4 @@
-"""What somebody would try who may talk to the studio, or has a page open beside it."""
+"""Attacks by clients that may talk to the studio, and by pages of other sites in the same browser."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_no_page_of_another_site_has_the_studio_in_it(studio: Studio, mode: str)
 
 
 @pytest.mark.parametrize("name", ["x.svg", "x.html", "x.xhtml", "x.js", "x.txt", "x.png"])
-def test_no_file_of_anybody_runs_as_ours(studio: Studio, name: str):
+def test_no_file_of_others_runs_as_ours(studio: Studio, name: str):
     folder = studio.home / "data" / "active"
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")

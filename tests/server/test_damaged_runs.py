@@ -134,7 +134,7 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "log-fifo": fifo("log.txt"),
     "result-deep": text("result.json", DEEP),
 }
-"""How it is shown is told by its other files."""
+"""Its other files decide how it is shown."""
 DAMAGED: dict[str, Callable[[Path], None]] = {
     "deep": text("run.json", DEEP),
     "deep-object": text("run.json", '{"config": ' * 5000 + "1" + "}" * 5000),
@@ -246,7 +246,7 @@ def test_every_kind_of_damage_is_answered_at_once(studio_at: Callable[..., Studi
     assert [run["id"] for run in studio.get("/api/runs")["runs"]] == ["whole"]
 
 
-def test_a_run_that_is_repaired_is_whole_again(opened: Open):
+def test_a_run_that_is_repaired_is_complete_again(opened: Open):
     run = make(opened.settings.runs_dir, "mended", text("run.json", "{"))
     assert views(opened)["mended"].state == "damaged"
     run_json()(run)
@@ -289,7 +289,7 @@ CLOSED = {
     "studio": "studio",
     "all": "",
 }
-"""What is root's, or a container's, and not the studio's."""
+"""Paths that root or a container owns, not the studio."""
 
 
 LIST = """

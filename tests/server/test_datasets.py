@@ -1,4 +1,4 @@
-"""Data sets by HTTP: what there are, what is in them, and captions that two people edit."""
+"""Datasets by HTTP: their list, their content, and captions that two people edit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY_GIF = b"GIF89a" + (3).to_bytes(2, "little") + (2).to_bytes(2, "little") + b
 
 @pytest.fixture
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> Path:
-    """A new dataset of four pictures, three of them with captions."""
+    """A new dataset of four images, three of them with captions."""
     name = f"fox {request.node.name}"[:60].strip()
     folder = one_studio.home / "data" / name
     (folder / "den").mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_no_name_leads_out_or_hides(one_studio: Studio, name: str):
     assert answer.headers["content-type"] == MEDIA_TYPE
 
 
-def test_what_was_deleted_comes_back_from_the_trash(one_studio: Studio, fox: Path):
+def test_deleted_datasets_come_back_from_the_trash(one_studio: Studio, fox: Path):
     trashed = one_studio.http.delete(f"/api/datasets/{fox.name}").json()
     assert not fox.exists()
     assert one_studio.http.get(f"/api/datasets/{fox.name}").status_code == 404
@@ -129,7 +129,7 @@ def test_images_are_found_by_every_filter(
     assert images(one_studio, fox.name, **asked) == found
 
 
-def test_what_others_change_is_seen(one_studio: Studio, fox: Path):
+def test_changes_by_others_are_seen(one_studio: Studio, fox: Path):
     assert images(one_studio, fox.name, has_caption=False) == ["den/4.jpg"]
     (fox / "den" / "4.txt").write_text("a tagger was here")
     (fox / "1.png").unlink()
@@ -255,9 +255,9 @@ def test_a_file_that_is_no_image_has_no_thumbnail_and_affects_no_other(one_studi
     place = f"/api/datasets/{fox.name}/images"
     assert one_studio.http.get(f"{place}/bad.png", params={"size": 128}).status_code == 415
     assert one_studio.http.get(f"{place}/1.png", params={"size": 128}).status_code == 200
-    drawn = one_studio.http.get(f"{place}/drawn.svg").headers
-    assert drawn["content-type"] == "application/octet-stream"
-    assert "attachment" in drawn["content-disposition"]
+    headers = one_studio.http.get(f"{place}/drawn.svg").headers
+    assert headers["content-type"] == "application/octet-stream"
+    assert "attachment" in headers["content-disposition"]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_tags_are_counted_where_captions_are_tags(one_studio: Studio, fox: Path)
     assert [one["tag"] for one in beside["tags"]] == ["two"]
 
 
-def test_a_damaged_index_is_made_anew(one_studio: Studio, fox: Path):
+def test_a_damaged_index_is_rebuilt(one_studio: Studio, fox: Path):
     assert len(images(one_studio, fox.name)) == 4
     for path in (one_studio.home / ".flowloom" / "datasets").glob("*/index.sqlite*"):
         path.write_bytes(b"no database" * 1000)

@@ -1,4 +1,4 @@
-"""Many captions edited at once: seen before, undone after, and never over what somebody else wrote."""
+"""Many captions edited at once: previewed, undone, and never over changes by others."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
 
 
 def captions(studio: Studio, edits: str) -> dict[str, str]:
-    """By the pictures' names, as the API shows them."""
+    """By the images' names, as the API shows them."""
     shown = studio.get(edits.replace("/edits", "/images"))["images"]
     return {one["file"]: one["caption"] for one in shown}
 
 
 def held(studio: Studio, edits: str) -> bytes:
-    """Everything that holds captions, as it lies on the disk."""
+    """The content of all files with captions on the disk."""
     name = edits.split("/")[3].removesuffix(" rows")
     files = sorted((studio.home / "data" / name).rglob("*"))
     wanted = (".jsonl",) if edits.endswith(" rows/edits") else (".txt",)
@@ -135,7 +135,7 @@ def test_an_edit_is_undone_to_the_last_byte_and_done_again(one_studio: Studio, f
     assert len(one_studio.get(fox)) == 3
 
 
-def test_an_edit_is_not_undone_over_what_was_written_since(one_studio: Studio, fox: str):
+def test_an_edit_is_not_undone_over_later_changes(one_studio: Studio, fox: str):
     edit = one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)
     assert put(one_studio, fox, item_of(fox, 2), "by somebody else").status_code == 200
     before = held(one_studio, fox)
@@ -195,7 +195,7 @@ def test_a_large_edit_reports_progress_and_is_undone_to_the_last_byte(one_studio
 
 
 class Hasty(EditLock):
-    """Somebody cancels the first edit, as soon as 700 captions of a phase are done."""
+    """The first edit is cancelled as soon as 700 captions of a phase are done."""
 
     def __init__(self, phase: Phase):
         super().__init__()
@@ -241,7 +241,7 @@ def test_cancelling_is_a_request(one_studio: Studio, fox: str):
     assert one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)["is_whole"]
 
 
-def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path):
+def test_rows_that_another_program_wrote_meanwhile_stay(tmp_path: Path):
     editor, held_now = editor_of(tmp_path, "jsonl", EditLock())
     path = tmp_path / "rows.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
@@ -301,7 +301,7 @@ def test_a_concurrent_edit_is_refused_with_the_progress_of_the_first(monkeypatch
     assert lock.stage is None
 
 
-def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):
+def test_only_the_selected_captions_are_edited(one_studio: Studio, fox: str):
     wish = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
     one_studio.post(fox, wish | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
     assert captions(one_studio, fox) == CAPTIONS | {"2.png": "Fox, snow, FOX, new"}

@@ -1,4 +1,4 @@
-"""Uploads that are cut off and go on, and archives that mean harm."""
+"""Uploads that are cut off and continue, and malicious archives."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def send(studio: Studio, uploads: str, content: bytes, **values: str) -> Any:
 
 
 def unpacked(studio: Studio, uploads: str, content: bytes, **values: str) -> dict[str, Any]:
-    """What became of the zip `content`."""
+    """The result of unpacking the zip `content`."""
     upload = send(studio, uploads, content, **({"filename": "a.zip"} | values))
     place = f"{uploads}/{upload['id']}"
     return wait_for(lambda: (told := studio.get(place)["unpacking"])["state"] != "unpacking" and told)
@@ -73,16 +73,16 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
     return content.getvalue()
 
 
-def picture(colour: str = "red") -> bytes:
+def image_bytes(colour: str = "red") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(content, "png")
     return content.getvalue()
 
 
 def test_a_file_arrives_in_its_folder_by_its_unicode_name(one_studio: Studio, uploads: str):
-    send(one_studio, uploads, picture(), filename="x.png", relativePath="den é/狐 1.png")
+    send(one_studio, uploads, image_bytes(), filename="x.png", relativePath="den é/狐 1.png")
     folder = folder_of(one_studio, uploads)
-    assert (folder / "den é" / "狐 1.png").read_bytes() == picture()
+    assert (folder / "den é" / "狐 1.png").read_bytes() == image_bytes()
     assert not list((folder / ".uploads").iterdir())
     assert one_studio.get(uploads.replace("uploads", "images"))["total"] == 1
 
@@ -96,7 +96,7 @@ def test_the_protocol_lists_its_capabilities(one_studio: Studio, uploads: str):
     assert begin(one_studio, uploads, 2**60, filename="a.png").status_code in (413, 422)
 
 
-def test_an_upload_goes_on_where_it_was_cut_off(one_studio: Studio, uploads: str):
+def test_an_upload_continues_where_it_was_cut_off(one_studio: Studio, uploads: str):
     content = os.urandom(3 * 2**20)
     place = begin(one_studio, uploads, len(content), filename="big.png").headers["location"]
     url = urlsplit(one_studio.url)
@@ -167,7 +167,7 @@ def test_an_abandoned_upload_expires(one_studio: Studio, uploads: str):
     assert one_studio.http.head(answer.headers["location"], headers=TUS).status_code == 404
 
 
-def test_what_is_there_is_only_replaced_when_asked(one_studio: Studio, uploads: str):
+def test_existing_files_are_replaced_only_on_request(one_studio: Studio, uploads: str):
     send(one_studio, uploads, b"one", filename="a.txt")
     assert begin(one_studio, uploads, 3, filename="a.txt").status_code == 409
     send(one_studio, uploads, b"two", filename="a.txt", conflict="replace")
@@ -202,7 +202,7 @@ def test_a_link_in_the_dataset_leads_no_upload_out(one_studio: Studio, uploads: 
 
 
 def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
-    files = {"fox/1.png": picture(), "fox/1.txt": b"a fox", "fox/den/é 狐.png": picture("blue")}
+    files = {"fox/1.png": image_bytes(), "fox/1.txt": b"a fox", "fox/den/é 狐.png": image_bytes("blue")}
     told = unpacked(one_studio, uploads, zipped(files))
     assert (told["state"], told["num_files"], told["num_images"], told["num_left_out"]) == ("done", 3, 2, 0)
     folder = folder_of(one_studio, uploads)
@@ -309,11 +309,11 @@ def test_names_in_other_encodings_become_unicode(one_studio: Studio, uploads: st
     assert told["num_files"] == 1
 
 
-def test_unpacking_goes_on_after_a_crash(studio_at: Callable[..., Studio]):
+def test_unpacking_continues_after_a_crash(studio_at: Callable[..., Studio]):
     studio = studio_at().start()
     studio.post("/api/datasets", {"name": "fox"}, 201)
     uploads = "/api/datasets/fox/uploads"
-    content = zipped({f"{i}.png": picture() for i in range(50)})
+    content = zipped({f"{i}.png": image_bytes() for i in range(50)})
     answer = begin(studio, uploads, len(content), filename="a.zip")
     # All bytes are there, and the studio was killed before it could say so.
     (

@@ -1,4 +1,4 @@
-"""What a dataset's page says after an edit: which images are still damaged, and what was done."""
+"""A dataset's page after an edit: images that are still damaged, and the edits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_a_damaged_image_stays_a_problem_when_its_caption_is_edited(one_studio: 
         ({"kind": "set", "text": ""}, "Cleared the captions"),
     ],
 )
-def test_the_list_of_edits_is_in_words(one_studio: Studio, operation: dict[str, Any], title: str):
+def test_the_list_of_edits_has_readable_descriptions(
+    one_studio: Studio, operation: dict[str, Any], title: str
+):
     folder = one_studio.home / "data" / "worded"
     folder.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", (8, 8)).save(folder / "1.png")

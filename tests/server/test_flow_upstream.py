@@ -89,12 +89,13 @@ def test_a_run_of_flow_is_followed_to_its_end(
 def test_results_in_folders_of_the_user_come_out_of_the_same_routes(
     studio: Studio, flow_config: Configs
 ) -> None:
-    saved, drawn = studio.home / "data" / "saved", studio.home / "data" / "drawn"
+    saved, sample_dir = studio.home / "data" / "saved", studio.home / "data" / "drawn"
     saved.mkdir()
     (saved / "older.pth").write_bytes(b"of another run")
     os.utime(saved / "older.pth", (1, 1))
     config = flow_config(
-        training={"master_seed": 1, "save_folder": str(saved)}, inference={"inference_folder": str(drawn)}
+        training={"master_seed": 1, "save_folder": str(saved)},
+        inference={"inference_folder": str(sample_dir)},
     )
     start(studio, "elsewhere", config)
     studio.wait("elsewhere", "finished")

@@ -1,4 +1,4 @@
-"""What others put into the runs folder, or take away from it, harms neither the studio nor other runs."""
+"""Files that others add to the runs folder, or remove, harm neither the studio nor other runs."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_of_two_who_want_one_name_one_gets_it(studio: Studio):
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
-    """What a server works with, without one."""
+    """The objects of a server, without the server."""
     studio = open_studio(Settings(tmp_path / "home", devices=("cpu",)), lambda: False)
     yield studio
     studio.runs.store.close()

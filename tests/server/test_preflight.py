@@ -29,7 +29,7 @@ def test_a_run_of_flow_is_checked_before_it_starts(
     assert one_studio.http.post("/api/flow/preflight", json={"config": wrong}).status_code == 422
 
 
-def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_path: Path):  # noqa: F811
+def test_a_run_of_kohya_is_checked_in_the_same_form(least_checkout: Path, tmp_path: Path):  # noqa: F811
     let_it_take_everything(least_checkout, "train_network.py")
     pictures, model = tmp_path / "pictures", tmp_path / "model.safetensors"
     pictures.mkdir()

@@ -64,7 +64,7 @@ def test_total_steps_are_read_where_each_trainer_states_them(
 
 
 @pytest.mark.parametrize("name", ["hint", "cure"])
-def test_the_hint_of_a_failed_run_is_shown_also_where_it_is_called_cure(run_dir: RunDir, name: str) -> None:
+def test_the_hint_of_a_failed_run_is_shown_also_under_its_old_key(run_dir: RunDir, name: str) -> None:
     write(run_dir, "flow", {}).close()
     end = {"seq": 0, "time": 1.0, "kind": "failed", "error": "RunError", "message": "m", name: "resume it"}
     run_dir.events_jsonl.write_text(f"{json.dumps(end)}\n")

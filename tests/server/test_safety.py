@@ -1,4 +1,4 @@
-"""Who gets in, what they may touch, and how they are told that they may not."""
+"""Access to the studio: who gets it, to which files, and the refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_names_and_links_within_a_folder_are_followed(folder: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["nothing", "round", "a/inside.txt/x", "x" * 5000])
-def test_what_is_not_there_is_not_found(folder: Path, name: str):
+def test_missing_files_are_not_found(folder: Path, name: str):
     with pytest.raises(NoSuchFile):
         inside(folder, name)
 
@@ -266,7 +266,7 @@ def test_a_body_beyond_the_limit_is_refused(one_studio: Studio, is_length_told: 
 
 @pytest.mark.parametrize("depth", [600, 100_000])
 @pytest.mark.parametrize("path", ["flow/config", "kohya/config", "flow/config/preview", "flow/train/start"])
-def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
+def test_json_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
     body = '{"config": {"model": ' + "[" * depth + "1" + "]" * depth + "}}"
     answer = one_studio.http.post(f"/api/{path}", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 413, 422)  # 413: more values than a body may have
@@ -276,12 +276,12 @@ def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, de
 @pytest.mark.parametrize(
     "body", [{"bmaltais": "[" * 100_000}, {"toml": "x = " + "[" * 50_000}], ids=["json", "toml"]
 )
-def test_what_is_imported_may_be_nested_without_end(one_studio: Studio, body: dict[str, str]):
+def test_imported_text_may_be_nested_without_end(one_studio: Studio, body: dict[str, str]):
     answer = one_studio.http.post("/api/kohya/import", json=body)
     assert (answer.status_code, answer.headers["content-type"]) == (422, MEDIA_TYPE)
 
 
-def test_a_folder_is_listed_without_what_is_hidden_or_leads_out(one_studio: Studio, tmp_path: Path):
+def test_a_folder_is_listed_without_hidden_files_and_links_that_lead_out(one_studio: Studio, tmp_path: Path):
     folder = one_studio.home / "data" / "listed"
     (folder / "b").mkdir(parents=True)
     for name in ("a.txt", "c.txt", ".hidden"):

@@ -1,4 +1,4 @@
-"""What `flowloom up` says when it is ready."""
+"""The output of `flowloom up` when it is ready."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_address_that_a_browser_can_open_is_printed(
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a FIFO", "not a token", "larger than 4,096 bytes"])
-def test_what_is_no_token_in_its_place_is_named_and_nothing_waits_for_it(tmp_path: Path, kind: str):
+def test_a_file_that_is_no_token_is_named_and_nothing_waits_for_it(tmp_path: Path, kind: str):
     path = tmp_path / ".flowloom" / "token"
     path.parent.mkdir()
     match kind:

@@ -19,7 +19,7 @@ FOX = "fox (forest story), red theme, ^_^, long hair, 1girl\n"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder that a studio may read: models and a hundred pictures."""
+    """A folder that a studio may read: models and a hundred images."""
     write_tagger(tmp_path / "data" / "tagger")
     paint(tmp_path / "data" / "set", **{f"p{i:03d}": (RED, GREEN, BLUE)[i % 3] for i in range(100)})
     return tmp_path / "data"

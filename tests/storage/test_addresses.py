@@ -114,7 +114,7 @@ def test_spellings_that_only_some_resolvers_know_do_not_get_in(files: Files, hos
     "url",
     ["ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "//x/y", "http://a:99999/", "http://[::1/x"],
 )
-def test_what_is_no_address_is_refused(url: str):
+def test_text_that_is_no_address_is_refused(url: str):
     with pytest.raises(SourceError, match="not a URL"):
         host_of(url)
 
@@ -199,7 +199,7 @@ def test_a_given_private_name_may_change_its_private_address(monkeypatch: pytest
         resolve("nas-at-home.example", 22, allowed)
 
 
-def test_what_a_configuration_gives_a_studio_is_not_the_owner_s_word(monkeypatch: pytest.MonkeyPatch):
+def test_addresses_that_a_configuration_gives_a_studio_are_not_trusted(monkeypatch: pytest.MonkeyPatch):
     assert Allowed().and_given("http://127.0.0.1:9000", {STRICT: "1"}) == Allowed()
     monkeypatch.setenv(STRICT, "1")
     with pytest.raises(Denied, match=VARIABLE):

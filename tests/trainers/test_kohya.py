@@ -1,4 +1,4 @@
-"""What sd-scripts is given: right values for each family, and nothing that it would take in silence."""
+"""Arguments for sd-scripts: right values for each family, and nothing that it would accept silently."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_values_come_back_from_toml(value: Any) -> None:
     assert tomllib.loads(f"x = {toml(value)}")["x"] == value
 
 
-def test_all_that_is_wrong_is_told_at_once(
+def test_all_problems_are_reported_at_once(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path
 ) -> None:
     config = kohya_config(
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_told_at_once(
         ("network.network_weights", {"network": {"network_weights": "/no/such/file"}}),
     ],
 )
-def test_what_sd_scripts_would_end_at_is_told_before(
+def test_settings_that_would_end_sd_scripts_are_reported_before(
     kohya_config: Callable[..., dict[str, Any]], place: str, sections: dict[str, Any]
 ) -> None:
     assert place in {problem.where for problem in TRAINER.check(kohya_config(**sections))}
@@ -147,11 +147,11 @@ def test_whole_sd15s_are_trained_by_the_script_that_takes_their_captions(
         ("a word", ""),
     ],
 )
-def test_paths_in_network_args_are_told_from_values(word: str, path: str) -> None:
+def test_paths_in_network_args_are_distinguished_from_values(word: str, path: str) -> None:
     assert path_in(word) == path
 
 
-def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
+def test_a_preset_of_lycoris_is_the_file_that_the_studio_checked(
     kohya_config: Callable[..., dict[str, Any]],
     tmp_path: Path,
     least_checkout: Path,
@@ -228,14 +228,14 @@ def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
         assert list(raw_problems(bad, known)), bad
 
 
-def test_a_checkout_that_lacks_an_argument_is_told(
+def test_a_checkout_without_a_needed_argument_is_reported(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path
 ) -> None:
     problems = {problem.where: problem for problem in TRAINER.check(kohya_config(family="sd15"))}
     assert "does not accept --save_state" in problems["saving.save_state"].message
 
 
-def test_a_base_that_sd_scripts_cannot_read_is_told(
+def test_a_base_that_sd_scripts_cannot_read_is_reported(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path, tmp_path: Path
 ) -> None:
     base = write_model(tmp_path / "small.safetensors", {**CHROMA, "scaled_fp8": (2,)}, dtype="F8_E4M3")

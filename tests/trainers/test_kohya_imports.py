@@ -1,4 +1,4 @@
-"""What people bring from sd-scripts and kohya_ss arrives with the same meaning, or is reported."""
+"""Configurations of sd-scripts and kohya_ss are imported with the same meaning, or reported."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_toml_and_its_data_arrive_and_go_back(tmp_path: Path) -> None:
     }
 
 
-def test_what_kohya_ss_saves_arrives() -> None:
+def test_saved_configurations_of_kohya_ss_arrive() -> None:
     config, found = of_form(
         seed="7", optimizer_args="weight_decay=0.1 eps=1e-8", multires_noise_iterations=6, no_such_key=1
     )
@@ -133,7 +133,7 @@ def test_false_is_kept(tmp_path: Path) -> None:
     assert {*stated, "enable_bucket", "bucket_no_upscale"} <= {*found.understood}
 
 
-def test_what_is_not_stated_is_sd_scripts_default(tmp_path: Path) -> None:
+def test_missing_keys_have_the_defaults_of_sd_scripts(tmp_path: Path) -> None:
     config, found = of_toml(
         'pretrained_model_name_or_path = "/m/x.safetensors"\nnetwork_module = "networks.lora"'
     )
@@ -242,7 +242,7 @@ def test_network_args_are_the_same_in_every_spelling(stated: Any) -> None:
         )
 
 
-def test_a_path_with_a_space_stays_one_word() -> None:
+def test_a_path_with_a_space_stays_one_argument() -> None:
     words = ["preset=/my files/a.toml", "algo=lokr"]
     assert of_toml(f"network_args = {json.dumps(words)}")[0].network.network_args == words
 
