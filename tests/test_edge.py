@@ -61,9 +61,9 @@ def test_every_verb_names_the_problem_of_a_file_in_plain_text(
     BROKEN[kind](path)
     words = [str(path) if word == "FILE" else word for word in ON_A_FILE[verb]]
     assert status_of(words) == 2
-    told = capsys.readouterr().err
-    assert "flowloom" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert "flowloom" in message
+    assert "Traceback" not in message
     assert not (tmp_path / "runs").exists()
 
 

@@ -218,9 +218,9 @@ def test_a_filled_cache_has_all_that_any_epoch_of_several_datasets_needs(
     shutil.copytree(synthetic_data, other)
     rows = [json.loads(line) for line in (other / "data.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
-        picture = other / f"other {number}.png"
-        picture.write_bytes((other / row["filename"]).read_bytes() + b"x")
-        row |= {"filename": picture.name, "caption_or_tags": [f"one {number}", f"two {number}"]}
+        path = other / f"other {number}.png"
+        path.write_bytes((other / row["filename"]).read_bytes() + b"x")
+        row |= {"filename": path.name, "caption_or_tags": [f"one {number}", f"two {number}"]}
     (other / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     section = {"jsonl_metadata_path": str(other / "data.jsonl"), "image_folder_path": str(other)}
     sections: dict[str, Any] = {

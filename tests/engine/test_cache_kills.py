@@ -96,9 +96,9 @@ def test_processes_killed_at_random_moments_double_and_lose_nothing(
     assert not list(folder.glob("*.open")), "what the killed left is taken in"
     assert before <= records(folder).keys(), f"seed {seed}: something that was there is gone"
     assert records(folder) == records(tmp_path / "whole"), f"seed {seed}"
-    told = stats(killed)
-    assert told.twice == 0, f"seed {seed}: encoded twice"
-    assert told.kinds["image-latents"][0] == IMAGES
+    statistics = stats(killed)
+    assert statistics.twice == 0, f"seed {seed}: encoded twice"
+    assert statistics.kinds["image-latents"][0] == IMAGES
     assert list(verify(killed)) == []
     again = fill(killed)
     assert (again.images, again.captions) == (0, 0)

@@ -245,9 +245,9 @@ def test_a_compiler_that_fails_is_reported_in_one_line(
 
 
 def test_a_full_disk_is_reported_with_the_numbers(tmp_path: Path) -> None:
-    told = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.ENOSPC, "full"), 300_000))
-    assert "the disk is full (293.0 KiB needed, " in told
-    assert size_text(shutil.disk_usage(tmp_path).free).split(".")[0] in told
+    message = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.ENOSPC, "full"), 300_000))
+    assert "the disk is full (293.0 KiB needed, " in message
+    assert size_text(shutil.disk_usage(tmp_path).free).split(".")[0] in message
     limit = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.EFBIG, "limit"), 300_000))
     assert "free" not in limit
     assert "disk is full" not in limit

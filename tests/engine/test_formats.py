@@ -73,10 +73,10 @@ def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image
     config = make_config(**SECTIONS, cache=own, parallel={"dtype": compute, "device": "cpu"})
     components = with_encoders_of(build(config, Ranks()), encodes_in)
     for _ in range(2):
-        loss, validated, picture = measured(components)
+        loss, validated, image = measured(components)
         assert loss == pytest.approx(in_fp32[0], rel=0.02)
         assert validated == pytest.approx(in_fp32[1], rel=0.02)
-        assert np.abs(picture - in_fp32[2]).mean() < 2
+        assert np.abs(image - in_fp32[2]).mean() < 2
 
 
 def measured(components: Components) -> tuple[float, float, Any]:
@@ -86,8 +86,8 @@ def measured(components: Components) -> tuple[float, float, Any]:
     assert components.validation is not None
     (validated,) = validation_loss(components.state, components.validation, components.encoders).values()
     params = SamplingParams(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)
-    pictures = components.sample_generator.generate(["red, bar", "green bar, number 3"], [1, 2], params)
-    return loss, validated, np.stack([np.asarray(picture).astype(int) for picture in pictures])
+    images = components.sample_generator.generate(["red, bar", "green bar, number 3"], [1, 2], params)
+    return loss, validated, np.stack([np.asarray(image).astype(int) for image in images])
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2, "base_model_quant_level": "8bit"}])

@@ -30,8 +30,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def bomb() -> bytes:
     """A PNG whose header claims 20,000 x 10,000 pixels."""
-    picture = bytearray(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
-    return bytes(picture)
+    image = bytearray(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
+    return bytes(image)
 
 
 def good_files() -> dict[str, bytes]:
@@ -175,6 +175,6 @@ def test_held_out_rows_that_cannot_be_read_are_reported(
         (tmp_path / sample.filename).write_bytes(b"no picture")
     run_engine(run_dir)
     events = list(read_events(run_dir.events_jsonl))
-    told = {event["line"] for event in events if event["kind"] == "skipped"}
-    assert told == {sample.line for sample in held_out}
+    skipped = {event["line"] for event in events if event["kind"] == "skipped"}
+    assert skipped == {sample.line for sample in held_out}
     assert not [event for event in events if event["kind"] == "validated"], "there is nothing to measure"

@@ -171,10 +171,8 @@ def test_the_sample_generator_makes_the_pipelines_image(ours: Ours, pipeline: Ch
     sample_generator = SampleGenerator(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
     seeds = [7, 8]
     params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")
-    pictures = np.stack(
-        [np.asarray(picture) for picture in sample_generator.generate(PROMPTS, seeds, params)]
-    )
+    images = np.stack([np.asarray(image) for image in sample_generator.generate(PROMPTS, seeds, params)])
     own = [torch.randn(ROWS * COLUMNS, 64, generator=generator(seed, "picture")) for seed in seeds]
     expected = generated_by(pipeline, torch.stack(own), 4.0, "blue circle").permute(0, 2, 3, 1) * 255
     # Both round to whole levels of 255.
-    assert np.abs(pictures - expected.numpy()).max() < 0.51
+    assert np.abs(images - expected.numpy()).max() < 0.51

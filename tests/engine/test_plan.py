@@ -158,10 +158,12 @@ def test_the_aim_of_a_plan_is_shown(plan_of):
     assert "held out" in found
 
 
-@pytest.mark.parametrize(("batch_size", "updates", "is_told"), [(4, 2, False), (4, 3, True), (1, 1, True)])
+@pytest.mark.parametrize(
+    ("batch_size", "updates", "is_reported"), [(4, 2, False), (4, 3, True), (1, 1, True)]
+)
 def test_ranks_without_a_sample_in_an_update_are_a_note(
-    plan_of, monkeypatch, batch_size: int, updates: int, is_told: bool
+    plan_of, monkeypatch, batch_size: int, updates: int, is_reported: bool
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
     plan = plan_of(dataloader={"batch_size": batch_size}, training={"updates_per_large_batch": updates})
-    assert any("leaves some of the 2 ranks without work" in note for note in plan.notes) == is_told
+    assert any("leaves some of the 2 ranks without work" in note for note in plan.notes) == is_reported

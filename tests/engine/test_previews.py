@@ -25,8 +25,8 @@ def preview_of(
     params = SamplingParams(
         64, 64, steps=steps, cfg=6.0, first_n_steps_wo_cfg=unguided, sampler=sampler, negative="blue bar"
     )
-    (picture,) = sample_generator.generate(["red, bar"], [5], params)
-    return np.asarray(picture).astype(np.int64)
+    (image,) = sample_generator.generate(["red, bar"], [5], params)
+    return np.asarray(image).astype(np.int64)
 
 
 @pytest.mark.parametrize(

@@ -63,5 +63,5 @@ def test_rows_that_any_rank_leaves_out_are_reported(
             "image_folder_path": str(folder),
         },
     )
-    told = [event["line"] for event in run_on_two_ranks(run_dir) if event["kind"] == "skipped"]
-    assert sorted(told) == [number + 1 for number in broken]
+    skipped = [event["line"] for event in run_on_two_ranks(run_dir) if event["kind"] == "skipped"]
+    assert sorted(skipped) == [number + 1 for number in broken]

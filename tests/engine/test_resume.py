@@ -76,13 +76,13 @@ def assert_same_run(one: RunDir, other: RunDir) -> None:
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    pictures = [
+    previews = [
         sorted(p.relative_to(run.path) for p in run.path.glob("samples/*/*.png")) for run in (one, other)
     ]
-    assert pictures[0] == pictures[1]
-    assert pictures[0]
-    for picture in pictures[0]:
-        assert (one.path / picture).read_bytes() == (other.path / picture).read_bytes()
+    assert previews[0] == previews[1]
+    assert previews[0]
+    for preview in previews[0]:
+        assert (one.path / preview).read_bytes() == (other.path / preview).read_bytes()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -170,9 +170,9 @@ def test_a_resume_without_steps_left_names_the_limit_to_raise(
     run_engine(run_dir)
     done = len(losses(run_dir))
     run_engine(run_dir)
-    (told,) = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "warning"]
-    assert f"at step {done} the run has reached {raised[0]}." in told["message"]
-    assert told["hint"] == f"Raise {raised[0]} to train on."
+    (warning,) = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "warning"]
+    assert f"at step {done} the run has reached {raised[0]}." in warning["message"]
+    assert warning["hint"] == f"Raise {raised[0]} to train on."
     assert len(losses(run_dir)) == done
     change_by_flags(run_dir, [raised, ("limits.max_steps", str(done + 2))])
     run_engine(run_dir)

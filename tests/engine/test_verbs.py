@@ -85,9 +85,9 @@ def test_sample_takes_an_exported_adapter_and_a_config(trained, config_file, tmp
     assert "--config" in capsys.readouterr().err
     words = ["sample", str(adapter), "--config", str(config_file), *asked, "-o", str(tmp_path / "file")]
     assert main(words) == 0
-    pictures = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
+    images = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
     # Adapters are kept in float32; diffusers' layers are cut and joined again.
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    assert abs(images[0] - images[1]).max() <= 1
 
 
 @pytest.mark.parametrize(

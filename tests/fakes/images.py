@@ -28,11 +28,11 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def turned(kind: str, orientation: int) -> bytes:
     """A white image, stored as 120 x 60, its upper left corner black, with an EXIF orientation."""
-    picture = Image.new("RGB", (120, 60), "white")
-    picture.paste("black", (0, 0, 60, 30))
-    exif = picture.getexif()
+    image = Image.new("RGB", (120, 60), "white")
+    image.paste("black", (0, 0, 60, 30))
+    exif = image.getexif()
     exif[ORIENTATION] = orientation
-    return encoded(picture, kind, exif=exif)
+    return encoded(image, kind, exif=exif)
 
 
 @lru_cache

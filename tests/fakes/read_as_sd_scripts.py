@@ -22,8 +22,8 @@ def read(run_dir, script):
     args = util.read_config_from_file(parser.parse_args(), parser)
     util.verify_training_args(args)
     actions = {action.dest: action for action in parser._actions}
-    told = tomllib.loads(Path(f"{run_dir}/config.toml").read_text())["arguments"]
-    wrong = [word for key, value in told.items() if (word := wrong_with(actions.get(key), key, value))]
+    arguments = tomllib.loads(Path(f"{run_dir}/config.toml").read_text())["arguments"]
+    wrong = [word for key, value in arguments.items() if (word := wrong_with(actions.get(key), key, value))]
     group = dataset_of(args, Path(script))
     trainers = [value for value in vars(module).values() if hasattr(value, "assert_extra_args")]
     for trainer in trainers:
@@ -31,7 +31,7 @@ def read(run_dir, script):
             trainer().assert_extra_args(args, group, None)
     return {
         "wrong": wrong,
-        "arguments": {key: getattr(args, key) for key in told},
+        "arguments": {key: getattr(args, key) for key in arguments},
         "images": group.num_train_images,
         "kinds": [type(dataset).__name__ for dataset in group.datasets],
         "captions": sorted({info.caption for one in group.datasets for info in one.image_data.values()}),

@@ -127,8 +127,8 @@ def test_plain_float8_is_accepted_and_reported_as_rounded(models_dir: Path):
     write_model(models_dir / "fp8.safetensors", CHROMA, dtype="F8_E4M3")
     given = section(models_dir, chroma_path="fp8")
     assert unfit_models(given) == []
-    (told,) = rounded_models(ModelSection(**given))
-    assert told.startswith("model.chroma_path: fp8.safetensors has float8 weights")
+    (note,) = rounded_models(ModelSection(**given))
+    assert note.startswith("model.chroma_path: fp8.safetensors has float8 weights")
     assert rounded_models(ModelSection(**section(models_dir))) == []
 
 

@@ -55,12 +55,12 @@ def test_it_is_the_network_that_diffusers_makes_of_the_file(
     with torch.no_grad():
         mean = model.encode(pixels).latent_dist.mean
         expected = (mean - model.config.shift_factor) * model.config.scaling_factor
-        picture = model.decode(mean).sample
+        image = model.decode(mean).sample
     latents, decoded = outputs(loaded, pixels)
     assert latents.shape == (2, 16, 6, 4)
     assert torch.equal(latents, expected)
-    assert (decoded - picture).abs().max() < 1e-5
-    assert picture.std() > 0.05
+    assert (decoded - image).abs().max() < 1e-5
+    assert image.std() > 0.05
     assert loaded.factor == 8
 
 

@@ -77,8 +77,8 @@ def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: 
         answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
         places = answer["problems"] if "problems" in answer else answer["errors"]
         assert [place["where"] for place in places] == ["/config/network/network_args/2"]
-        told = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
-        assert told in places[0]["detail"]
+        expected = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
+        assert expected in places[0]["detail"]
     assert studio.get("/api/runs")["runs"] == []
 
 
@@ -105,8 +105,8 @@ def test_no_task_writes_into_a_run_of_another(studio: Studio, to: str):
     (studio.home / "data" / "x.jsonl").touch()
     config = source if to == "dataset-export" else {"source_path": str(run)}
     body = {"config": config | {"out_path": str(out)}}
-    told = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
-    assert "/config/out_path" in [place["where"] for place in told]
+    problems = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
+    assert "/config/out_path" in [place["where"] for place in problems]
 
 
 def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_users(studio: Studio):
@@ -115,8 +115,8 @@ def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_u
         folder.mkdir(parents=True, exist_ok=True)
     (models / "base" / "x.safetensors").write_text("somebody else's")
     (models / "notes.txt").write_text("somebody else's")
-    told = {"config": {}, "folders": {"checkpoints": {str(models): 4e9}}}
-    (run / "run.json").write_text(json.dumps(told))
+    run_json = {"config": {}, "folders": {"checkpoints": {str(models): 4e9}}}
+    (run / "run.json").write_text(json.dumps(run_json))
     for name, status in (("base", 404), ("notes.txt", 404), ("sample", 404), ("step_00000001", 204)):
         answer = studio.http.delete(f"/api/runs/saver/checkpoints/{name}")
         assert answer.status_code == status, (name, answer.text)
@@ -133,8 +133,8 @@ def test_a_run_from_elsewhere_shows_nothing_outside_of_the_roots(
     run = studio.home / "runs" / "brought"
     run.mkdir(parents=True)
     (run / "samples").symlink_to(secret)
-    told = {"samples": {f"{run}/../../../private": 0.0}, "checkpoints": {f"{run}/../../../private": 0.0}}
-    (run / "run.json").write_text(json.dumps({"config": {}, "folders": told}))
+    folders = {"samples": {f"{run}/../../../private": 0.0}, "checkpoints": {f"{run}/../../../private": 0.0}}
+    (run / "run.json").write_text(json.dumps({"config": {}, "folders": folders}))
     assert studio.get("/api/runs/brought/samples")["samples"] == []
     assert studio.http.get("/api/runs/brought/samples/1.png").status_code in (403, 404)
     assert studio.http.get("/api/runs/brought/checkpoints/1.png").status_code in (403, 404)
@@ -150,8 +150,8 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     verdict = studio.post("/api/stores/test", {"url": "s3://bucket/fox", "storage": storage}, 200)
     assert (verdict["ok"], verdict["problem"]) == (False, "denied")
     assert "FLOWLOOM_PRIVATE_HOSTS" in verdict["detail"]
-    told = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
-    assert [place["where"] for place in told["problems"]] == ["/config/storage/endpoint"]
+    verdict = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
+    assert [place["where"] for place in verdict["problems"]] == ["/config/storage/endpoint"]
     name = "".join(letter for letter in endpoint if letter.isalnum())
     studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
     place = f"/api/datasets/{name}/images"
@@ -161,8 +161,8 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9", "169.254.169.254", "localhost:53800", "10.1.2.3"])
 def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: str):
     config = {"loggers": [{"kind": "aim", "repo": f"aim://{host}"}]}
-    told = studio.post("/api/flow/config", {"config": config}, 200)
-    (problem,) = [one for one in told["problems"] if "loggers" in one["where"]]
+    verdict = studio.post("/api/flow/config", {"config": config}, 200)
+    (problem,) = [one for one in verdict["problems"] if "loggers" in one["where"]]
     assert "FLOWLOOM_PRIVATE_HOSTS" in problem["detail"]
 
 

@@ -137,9 +137,9 @@ def has_example(node: Any, schemas: dict[str, Any], seen: frozenset[str] = froze
 def test_every_route_shows_an_example(operation: dict[str, Any], one_studio: Studio):
     schemas = one_studio.get("/api/openapi.json")["components"]["schemas"]
     answers = [answer for code, answer in operation["responses"].items() if int(code) < 300]
-    told = [operation.get("parameters", []), operation.get("requestBody", {}), answers]
+    parts = [operation.get("parameters", []), operation.get("requestBody", {}), answers]
     is_silent = all(code == "204" for code in operation["responses"] if int(code) < 300)
-    assert has_example(told, schemas) or (is_silent and not operation.get("parameters"))
+    assert has_example(parts, schemas) or (is_silent and not operation.get("parameters"))
 
 
 OPEN = {

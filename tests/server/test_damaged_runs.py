@@ -323,10 +323,10 @@ def test_files_of_another_user_stop_neither_the_studio_nor_its_queue():
         words = [sys.executable, "-c", LIST, str(home)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
-        told, left = map(json.loads, done.stdout.splitlines())
-    assert told.pop("whole") == ["created", ""]
-    assert told.keys() == CLOSED.keys()
-    for name, (state, reason) in told.items():
+        output, left = map(json.loads, done.stdout.splitlines())
+    assert output.pop("whole") == ["created", ""]
+    assert output.keys() == CLOSED.keys()
+    for name, (state, reason) in output.items():
         assert (name, state, "Permission denied" in reason) == (name, "damaged", True)
     assert "lock" not in left
 

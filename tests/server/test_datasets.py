@@ -40,16 +40,16 @@ def images(studio: Studio, name: str, **asked: Any) -> list[str]:
 
 
 def test_folders_jsonls_and_links_are_datasets(studio_at: Callable[..., Studio], tmp_path: Path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     (tmp_path / "secret").mkdir()
-    studio = studio_at("home", "--root", f"pictures={pictures}").start()
+    studio = studio_at("home", "--root", f"pictures={folder}").start()
     data = studio.home / "data"
     assert studio.post("/api/datasets", {"name": "狐 fox"}, 201)["kind"] == "folder"
     (data / "rows.jsonl").write_text("{}\n")
     (data / "out").symlink_to(tmp_path / "secret")
     (data / ".hidden").mkdir()
-    link = studio.post("/api/datasets", {"name": "linked", "path": str(pictures)}, 201)
+    link = studio.post("/api/datasets", {"name": "linked", "path": str(folder)}, 201)
     assert link["is_link"]
     bucket = {"name": "far", "url": "s3://bucket/fox", "storage": {"endpoint": "http://127.0.0.1:9"}}
     assert studio.post("/api/datasets", bucket, 201)["kind"] == "bucket"
@@ -275,9 +275,9 @@ def test_no_item_leads_out_of_its_dataset(one_studio: Studio, fox: Path, item: s
 
 
 def test_tags_are_counted_where_captions_are_tags(one_studio: Studio, fox: Path):
-    told = one_studio.get(f"/api/datasets/{fox.name}/tags")
-    assert told["captions"] == 2
-    assert {one["tag"]: one["count"] for one in told["tags"]}["snow"] == 1
+    tags = one_studio.get(f"/api/datasets/{fox.name}/tags")
+    assert tags["captions"] == 2
+    assert {one["tag"]: one["count"] for one in tags["tags"]}["snow"] == 1
     beside = one_studio.get(f"/api/datasets/{fox.name}/tags", tags="cubs", contains="tw")
     assert [one["tag"] for one in beside["tags"]] == ["two"]
 
@@ -307,8 +307,8 @@ def test_the_first_page_of_twenty_thousand_images_comes_at_once(one_studio: Stud
     began = time.perf_counter()
     for _ in range(5):
         one_studio.get(place, limit=100)
-    told = time.perf_counter() - began
-    print(f"\na page of 20,000: {told / 5 * 1000:.0f} ms")
+    seconds = time.perf_counter() - began
+    print(f"\na page of 20,000: {seconds / 5 * 1000:.0f} ms")
     assert one_studio.get("/api/system")["studio_memory_mib"] < 150
 
 

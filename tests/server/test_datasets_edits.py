@@ -109,13 +109,13 @@ def test_each_operation_does_what_it_says(operation: Any, before: str, after: st
 def test_a_preview_shows_what_will_be_done_and_changes_nothing(one_studio: Studio, fox: str):
     before = held(one_studio, fox)
     wish = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
-    told = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
-    assert (told["num_matching"], told["num_changed"]) == (5, 2)
-    assert told["examples"] == [
+    preview = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
+    assert (preview["num_matching"], preview["num_changed"]) == (5, 2)
+    assert preview["examples"] == [
         {"item": item_of(fox, 1), "before": "fox, snow, grey fur", "after": "fox, snow, silver fur"}
     ]
     assert held(one_studio, fox) == before
-    edit = one_studio.post(fox, wish | {"version": told["version"]}, 201)
+    edit = one_studio.post(fox, wish | {"version": preview["version"]}, 201)
     assert edit["num_changed"] == 2
     assert captions(one_studio, fox)["den/5.png"] == "cubs, two, silver fur"
 

@@ -112,9 +112,9 @@ def test_an_import_of_a_zip_that_is_killed_halfway_continues_and_appears_complet
     assert sorted((one["item"], one["caption"]) for one in page["images"]) == [
         (f"köpfe/{i}.png", "a fox") for i in range(4)
     ]
-    told = result(studio, run_id)
-    assert (told["num_images"], told["num_files"], told["num_left_out"]) == (4, 8, 2)
-    assert {one["name"] for one in told["left_out"]} == {"run.sh", "model.pkl"}
+    outcome = result(studio, run_id)
+    assert (outcome["num_images"], outcome["num_files"], outcome["num_left_out"]) == (4, 8, 2)
+    assert {one["name"] for one in outcome["left_out"]} == {"run.sh", "model.pkl"}
     assert not part.parent.parent.exists(), "nothing is kept twice"
 
 

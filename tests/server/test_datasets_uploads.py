@@ -62,7 +62,7 @@ def unpacked(studio: Studio, uploads: str, content: bytes, **values: str) -> dic
     """The result of unpacking the zip `content`."""
     upload = send(studio, uploads, content, **({"filename": "a.zip"} | values))
     place = f"{uploads}/{upload['id']}"
-    return wait_for(lambda: (told := studio.get(place)["unpacking"])["state"] != "unpacking" and told)
+    return wait_for(lambda: (state := studio.get(place)["unpacking"])["state"] != "unpacking" and state)
 
 
 def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -88,9 +88,9 @@ def test_a_file_arrives_in_its_folder_by_its_unicode_name(one_studio: Studio, up
 
 
 def test_the_protocol_lists_its_capabilities(one_studio: Studio, uploads: str):
-    told = one_studio.http.options(uploads).headers
-    assert "creation" in told["tus-extension"]
-    assert "checksum" in told["tus-extension"]
+    headers = one_studio.http.options(uploads).headers
+    assert "creation" in headers["tus-extension"]
+    assert "checksum" in headers["tus-extension"]
     answer = one_studio.http.post(uploads, headers={"upload-length": "1", "upload-metadata": ""})
     assert answer.status_code == 412
     assert begin(one_studio, uploads, 2**60, filename="a.png").status_code in (413, 422)
@@ -196,15 +196,20 @@ def test_a_link_in_the_dataset_leads_no_upload_out(one_studio: Studio, uploads: 
     (folder_of(one_studio, uploads) / "out").symlink_to(tmp_path)
     headers = PART | {"upload-length": "3", "upload-metadata": metadata(relativePath="out/a.txt")}
     assert one_studio.http.post(uploads, headers=headers, content=b"abc").status_code == 403
-    told = unpacked(one_studio, uploads, zipped({"out/b.txt": b"b", "in/c.txt": b"c"}))
-    assert (told["num_files"], told["num_left_out"]) == (1, 1)
+    state = unpacked(one_studio, uploads, zipped({"out/b.txt": b"b", "in/c.txt": b"c"}))
+    assert (state["num_files"], state["num_left_out"]) == (1, 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
     files = {"fox/1.png": image_bytes(), "fox/1.txt": b"a fox", "fox/den/é 狐.png": image_bytes("blue")}
-    told = unpacked(one_studio, uploads, zipped(files))
-    assert (told["state"], told["num_files"], told["num_images"], told["num_left_out"]) == ("done", 3, 2, 0)
+    state = unpacked(one_studio, uploads, zipped(files))
+    assert (state["state"], state["num_files"], state["num_images"], state["num_left_out"]) == (
+        "done",
+        3,
+        2,
+        0,
+    )
     folder = folder_of(one_studio, uploads)
     assert {name: (folder / name).read_bytes() for name in files} == files
     again = unpacked(one_studio, uploads, zipped(files | {"fox/1.txt": b"another"}))
@@ -246,17 +251,17 @@ def test_entries_that_would_leave_the_dataset_are_skipped(one_studio: Studio, up
         archive.writestr(link, "/etc/passwd")
         archive.writestr("inner.zip", zipped({"a.txt": b"a"}))
         archive.writestr("good.txt", b"good")
-    told = unpacked(one_studio, uploads, content.getvalue())
-    assert (told["num_files"], told["num_left_out"]) == (1, len(names) + 2)
+    state = unpacked(one_studio, uploads, content.getvalue())
+    assert (state["num_files"], state["num_left_out"]) == (1, len(names) + 2)
     folder = folder_of(one_studio, uploads)
     assert [path.name for path in folder.iterdir() if path.name != ".uploads"] == ["good.txt"]
     assert not list(folder.parent.glob("out*"))
 
 
 def test_a_bomb_is_refused_before_it_goes_off(one_studio: Studio, uploads: str):
-    told = unpacked(one_studio, uploads, zipped({f"{i}.txt": bytes(40 * 2**20) for i in range(3)}))
-    assert told["state"] == "refused"
-    assert "bomb" in told["error"]
+    state = unpacked(one_studio, uploads, zipped({f"{i}.txt": bytes(40 * 2**20) for i in range(3)}))
+    assert state["state"] == "refused"
+    assert "bomb" in state["error"]
     assert not [path for path in folder_of(one_studio, uploads).iterdir() if path.name != ".uploads"]
 
 
@@ -265,9 +270,9 @@ def test_an_entry_with_a_false_size_brings_no_more_than_it_states(one_studio: St
     content = bytearray(zipped({"a.txt": bytes(30 * 2**20)}))
     place = content.index(b"PK\x01\x02") + 24
     content[place : place + 4] = struct.pack("<I", 1000)
-    told = unpacked(one_studio, uploads, bytes(content))
-    assert told["state"] == "refused"
-    assert "damaged" in told["error"]
+    state = unpacked(one_studio, uploads, bytes(content))
+    assert state["state"] == "refused"
+    assert "damaged" in state["error"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "encrypted"])
@@ -282,8 +287,8 @@ def test_a_damaged_zip_is_refused_with_a_reason(one_studio: Studio, uploads: str
     else:
         place = content.index(b"PK\x01\x02")
         content[place + 8] |= 1
-    told = unpacked(one_studio, uploads, bytes(content))
-    assert (told["state"], bool(told["error"])) == ("refused", True)
+    state = unpacked(one_studio, uploads, bytes(content))
+    assert (state["state"], bool(state["error"])) == ("refused", True)
     assert not [path for path in folder_of(one_studio, uploads).iterdir() if path.name != ".uploads"]
 
 
@@ -295,18 +300,18 @@ def renamed(content: bytes, before: bytes, after: bytes) -> bytes:
 
 def test_names_in_other_encodings_become_unicode(one_studio: Studio, uploads: str):
     utf8 = "é狐.txt".encode()
-    told = unpacked(one_studio, uploads, renamed(zipped({"x" * len(utf8): b"1"}), b"x" * len(utf8), utf8))
-    assert (told["state"], told["num_files"]) == ("done", 1)
+    state = unpacked(one_studio, uploads, renamed(zipped({"x" * len(utf8): b"1"}), b"x" * len(utf8), utf8))
+    assert (state["state"], state["num_files"]) == ("done", 1)
     japanese = "狐.txt".encode("cp932")
     content = renamed(zipped({"y" * len(japanese): b"2"}), b"y" * len(japanese), japanese)
-    told = unpacked(one_studio, uploads, content, encoding="cp932")
+    state = unpacked(one_studio, uploads, content, encoding="cp932")
     folder = folder_of(one_studio, uploads)
     assert (folder / "é狐.txt").read_bytes() == b"1"
     assert (folder / "狐.txt").read_bytes() == b"2"
-    told = unpacked(
+    state = unpacked(
         one_studio, uploads, renamed(zipped({"z" * 5: b"3"}), b"zzzzz", b"\xff.txt"), encoding="nonsense"
     )
-    assert told["num_files"] == 1
+    assert state["num_files"] == 1
 
 
 def test_unpacking_continues_after_a_crash(studio_at: Callable[..., Studio]):
@@ -321,10 +326,10 @@ def test_unpacking_continues_after_a_crash(studio_at: Callable[..., Studio]):
     ).write_bytes(content)
     studio.end(signal.SIGKILL)
     studio.start()
-    told = wait_for(
-        lambda: (told := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and told
+    state = wait_for(
+        lambda: (state := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and state
     )
-    assert told["num_files"] == 50
+    assert state["num_files"] == 50
 
 
 def test_many_files_are_uploaded_with_one_request_each(one_studio: Studio, uploads: str):

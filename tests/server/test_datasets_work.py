@@ -210,15 +210,15 @@ def test_each_failure_to_reach_a_bucket_has_its_own_verdict(with_store: Studio, 
             "region": verdict_on(with_store, "s3://loom", endpoint=other, region="us-west-2"),
             "denied": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
         }
-    assert {word: told["problem"] for word, told in words.items()} == {word: word for word in words}
-    assert all(told["hint"] for told in words.values())
+    assert {word: verdict["problem"] for word, verdict in words.items()} == {word: word for word in words}
+    assert all(verdict["hint"] for verdict in words.values())
     assert "eu-central-1" in words["region"]["hint"]
     assert seaweed.secret not in json.dumps(words)
     wrong = with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": "a-wrong-secret-key"})
     assert wrong.status_code == 204
-    told = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
-    assert told["problem"] == "denied"
-    assert "a-wrong-secret-key" not in json.dumps(told)
+    verdict = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
+    assert verdict["problem"] == "denied"
+    assert "a-wrong-secret-key" not in json.dumps(verdict)
     with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": seaweed.secret})
 
 

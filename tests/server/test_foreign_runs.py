@@ -225,8 +225,8 @@ def test_of_two_who_want_one_name_one_gets_it(studio: Studio):
         ).status_code
 
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(ask, range(80)))
-    assert sorted(told) == [201] * 20 + [409] * 60
+        statuses = list(pool.map(ask, range(80)))
+    assert sorted(statuses) == [201] * 20 + [409] * 60
     for number in range(20):
         studio.wait(f"n{number}", "finished")
 

@@ -46,8 +46,8 @@ def fill_results(run: Path, num: int) -> None:
         folder.mkdir(parents=True)
     for i in range(num):
         Image.new("RGB", (64, 64)).save(samples / f"{i:05}.png")
-    told = [{"file": f"{i:05}.png", "prompt": "a fox " * 20} for i in range(num)]
-    (samples / "samples.json").write_text(json.dumps(told))
+    samples_json = [{"file": f"{i:05}.png", "prompt": "a fox " * 20} for i in range(num)]
+    (samples / "samples.json").write_text(json.dumps(samples_json))
     (saved / "adapter.safetensors").write_bytes(weights(num))
 
 

@@ -78,7 +78,7 @@ def test_flows_configuration_is_shown_as_flow_reads_it(
     config = {"trainer": "src.trainer.train_chroma", "training": {"lr": 0.5}}
     files, command = preview(ALL["flow-upstream"], config, tmp_path / "runs" / "one")
     assert list(files) == ["flow/training_config.json", "run.json"]
-    told = json.loads(files["flow/training_config.json"])
-    assert told["training"]["save_folder"] == str(tmp_path / "runs" / "one" / "checkpoints")
+    written = json.loads(files["flow/training_config.json"])
+    assert written["training"]["save_folder"] == str(tmp_path / "runs" / "one" / "checkpoints")
     assert command
     assert command.cwd == tmp_path / "runs" / "one" / "flow"

@@ -35,9 +35,9 @@ def run(one_studio: Studio) -> Path:
     link = run / "checkpoints" / "step_00000200" / "link.safetensors"
     if not link.is_symlink():
         link.symlink_to(outside)
-    pictures = run / "samples" / "step_00000100"
-    pictures.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(pictures / "füchse.png")
+    sample_dir = run / "samples" / "step_00000100"
+    sample_dir.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(sample_dir / "füchse.png")
     (run / "run.json").write_text(json.dumps({"config": {}}))
     (run / "log.txt").write_text("loaded\n")
     return run

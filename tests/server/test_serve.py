@@ -19,11 +19,11 @@ from tests.server.conftest import Studio
 
 def test_it_says_what_to_open_and_how_to_stop(studio_at: Callable[..., Studio]) -> None:
     studio = studio_at().start()
-    told = (studio.home / "server.log").read_text().splitlines()
-    assert told[0] == f"studio     {studio.url}"
-    assert told[1].strip() == "Open this address in your browser."
-    assert f"home       {studio.home}" in told
-    assert told[-1] == "stop       Ctrl-C stops the studio; runs continue."
+    lines = (studio.home / "server.log").read_text().splitlines()
+    assert lines[0] == f"studio     {studio.url}"
+    assert lines[1].strip() == "Open this address in your browser."
+    assert f"home       {studio.home}" in lines
+    assert lines[-1] == "stop       Ctrl-C stops the studio; runs continue."
 
 
 @pytest.mark.parametrize(

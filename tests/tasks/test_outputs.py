@@ -247,8 +247,8 @@ def test_images_that_cannot_be_generated_are_reported_before_the_start(trained: 
     many = {"steps": list(range(1, 101)), "cfg": [float(cfg) for cfg in range(50)]}
     assert "5,000 images" in problems(**source, grid=many)["grid"]
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
-    told = problems(**source, loras=[{"lora_path": str(network)}])
-    assert "SDXL, not a LoRA" in told["loras.0.lora_path"]
+    texts = problems(**source, loras=[{"lora_path": str(network)}])
+    assert "SDXL, not a LoRA" in texts["loras.0.lora_path"]
     layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     other = write_model(tmp_path / "other.safetensors", {f"{layer}.lora_down.weight": (8, 2048)})
     assert "a LoRA for sdxl" in problems(**source, loras=[{"lora_path": str(other)}])["loras.0.lora_path"]

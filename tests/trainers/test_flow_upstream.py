@@ -216,12 +216,12 @@ def test_a_key_that_the_checkouts_own_trainer_takes_is_not_unknown(flow_checkout
         trainer.read_text().replace("chroma_path: str\n", "chroma_path: str\n    newest_key: int = 0\n")
     )
     config = {"trainer": "train_mp.py", "model": {"newest_key": 3, "no_such_key": 4}}
-    told = {problem.where: problem.text for problem in TRAINER.check(config)}
-    assert "model.newest_key" not in told
-    assert "model.no_such_key" in told
+    problems = {problem.where: problem.text for problem in TRAINER.check(config)}
+    assert "model.newest_key" not in problems
+    assert "model.no_such_key" in problems
 
 
 def test_a_key_of_our_engine_is_not_suggested_for_itself() -> None:
-    told = {problem.where: problem.text for problem in TRAINER.check({"limits": {"max_steps": 3}})}
-    assert "the FLOW trainer" in told["limits"]
-    assert "did you mean" not in told["limits"]
+    problems = {problem.where: problem.text for problem in TRAINER.check({"limits": {"max_steps": 3}})}
+    assert "the FLOW trainer" in problems["limits"]
+    assert "did you mean" not in problems["limits"]

@@ -160,10 +160,11 @@ def test_a_preset_of_lycoris_is_the_file_that_the_studio_checked(
     monkeypatch.chdir(tmp_path)
     given = kohya_config(network={"network_args": ["algo=lokr", "preset=mine.toml", "preset=full"]})
     given["training"] = {"optimizer_args": ["weight_decay=0.1", "x='/etc/passwd'"]}
-    told = {problem.where: problem.text for problem in TRAINER.check(given)}
-    assert told["network.network_args.1"] == "mine.toml does not exist."
-    assert "no optimizer accepts one" in told["training.optimizer_args.1"]
-    assert not {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"} & told.keys()
+    problems = {problem.where: problem.text for problem in TRAINER.check(given)}
+    assert problems["network.network_args.1"] == "mine.toml does not exist."
+    assert "no optimizer accepts one" in problems["training.optimizer_args.1"]
+    unnamed = {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"}
+    assert not unnamed & problems.keys()
     config, _, _ = rendered(given, tmp_path / "runs")
     assert config["network_args"] == ["algo=lokr", f"preset={tmp_path / 'mine.toml'}", "preset=full"]
 
@@ -222,8 +223,8 @@ def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
     assert "console_log_simple" in known, "of a function that is imported by its name"
     assert not list(raw_problems("--lowram --blocks_to_swap 3", known))
     assert not list(raw_problems("--blocks_to_swap=3", known))
-    told = [problem.text for problem in raw_problems("--block_to_swap 3", known)]
-    assert any("--blocks_to_swap" in message for message in told)
+    texts = [problem.text for problem in raw_problems("--block_to_swap 3", known)]
+    assert any("--blocks_to_swap" in message for message in texts)
     for bad in ("--lowram 3", "--resume x", "'", "--blocks_to_swap /etc/passwd", "word"):
         assert list(raw_problems(bad, known)), bad
 
@@ -292,9 +293,9 @@ def test_a_checkout_is_named_by_its_path(
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "others.json"))
     status = main(["trainers", "install", "kohya", "--path", str(least_checkout), "--python", sys.executable])
-    told = capsys.readouterr()
-    assert str(least_checkout) in told.out
-    assert status == (2 if "missing" in told.out else 0)
+    output = capsys.readouterr()
+    assert str(least_checkout) in output.out
+    assert status == (2 if "missing" in output.out else 0)
     main(["trainers"])
     assert str(least_checkout) in capsys.readouterr().out
     assert main(["trainers", "install", "kohya", "--path", str(tmp_path / "nowhere")]) == 2

@@ -35,8 +35,8 @@ import argparse, sys, tomllib
 from library import huggingface_util, train_util
 parser = argparse.ArgumentParser()
 train_util.add_training_arguments(parser, False)
-told = tomllib.loads(open(sys.argv[1]).read())["arguments"]
-args = argparse.Namespace(**vars(parser.parse_args([])) | told)
+stated = tomllib.loads(open(sys.argv[1]).read())["arguments"]
+args = argparse.Namespace(**vars(parser.parse_args([])) | stated)
 for name in sys.argv[2:]:
     huggingface_util.upload(args, name, "/" + name.rpartition("/")[2])
 """

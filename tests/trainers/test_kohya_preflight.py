@@ -159,50 +159,50 @@ def test_repeats_regularisation_and_held_out_images_are_counted_as_sd_scripts_co
 def test_steps_and_epochs_follow_from_buckets_batches_and_accumulation(
     preflight_of: Any, tmp_path: Path
 ) -> None:
-    pictures = str(tmp_path / "pictures")
-    data = [{"resolution": 512, "batch_size": 2, "subsets": [{"image_dir": pictures, "num_repeats": 3}]}]
+    image_dir = str(tmp_path / "pictures")
+    data = [{"resolution": 512, "batch_size": 2, "subsets": [{"image_dir": image_dir, "num_repeats": 3}]}]
     steps = {"max_train_steps": 10, "gradient_accumulation_steps": 2}
-    told = preflight_of(datasets=data, training=steps)["data"]
-    assert [(one["width"], one["height"], one["rows"], one["batches"]) for one in told["buckets"]] == [
+    report = preflight_of(datasets=data, training=steps)["data"]
+    assert [(one["width"], one["height"], one["rows"], one["batches"]) for one in report["buckets"]] == [
         (512, 256, 3, 2),
         (512, 448, 3, 2),
         (512, 512, 3, 2),
     ]
-    assert (told["rows"], told["batches"], told["steps_per_epoch"]) == (9, 6, 3)
-    assert (told["steps"], told["epochs"]) == (10, 4)
-    told = preflight_of(datasets=data, training={"max_train_epochs": 5, "max_train_steps": None})["data"]
-    assert (told["steps"], told["epochs"]) == (5 * 6, 5)
+    assert (report["rows"], report["batches"], report["steps_per_epoch"]) == (9, 6, 3)
+    assert (report["steps"], report["epochs"]) == (10, 4)
+    report = preflight_of(datasets=data, training={"max_train_epochs": 5, "max_train_steps": None})["data"]
+    assert (report["steps"], report["epochs"]) == (5 * 6, 5)
 
 
 def test_memory_and_disk_are_computed_from_the_headers(preflight_of: Any) -> None:
-    told = preflight_of(training={"optimizer_type": "AdamW", "max_train_steps": 1000})
+    report = preflight_of(training={"optimizer_type": "AdamW", "max_train_steps": 1000})
     trained, network = 8 * (8 + 4) * 16, 8 * 8 * 4
-    assert told["memory"]["parts"] == {
+    assert report["memory"]["parts"] == {
         "network": 2 * network,
         "trained weights": 4 * trained,
         "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "text encoders": 2 * 40,
     }
-    assert told["memory"]["is_coarse"]
-    assert any("activations" in each for each in told["memory"]["not_counted"])
-    assert told["disk"]["checkpoint"] == 2 * trained
-    assert told["disk"]["state"] == 12 * trained
+    assert report["memory"]["is_coarse"]
+    assert any("activations" in each for each in report["memory"]["not_counted"])
+    assert report["disk"]["checkpoint"] == 2 * trained
+    assert report["disk"]["state"] == 12 * trained
     latents = (512 * 512 + 512 * 256 + 512 * 448) // 64 * 16 * 4
-    assert told["disk"]["parts"]["latents"] == latents
-    assert told["can_run"]
-    assert told["problems"] == []
+    assert report["disk"]["parts"]["latents"] == latents
+    assert report["can_run"]
+    assert report["problems"] == []
 
 
 def test_a_run_that_does_not_fit_is_reported_with_keys_to_change(preflight_of: Any) -> None:
-    told = preflight_of(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
-    assert (told["can_run"], told["memory"]["fits"]) == (False, False)
-    changes = [(change["path"], change["value"]) for change in told["changes"]]
+    report = preflight_of(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
+    assert (report["can_run"], report["memory"]["fits"]) == (False, False)
+    changes = [(change["path"], change["value"]) for change in report["changes"]]
     assert changes[:2] == [
         ("memory.cache_text_encoder_outputs", True),
         ("training.optimizer_type", "AdamW8bit"),
     ]
-    totals = [change["bytes"] for change in told["changes"]]
+    totals = [change["bytes"] for change in report["changes"]]
     assert totals == sorted(totals, reverse=True)
 
 
@@ -213,14 +213,14 @@ def test_blocks_that_wait_in_main_memory_are_not_on_the_card(preflight_of: Any) 
 
 
 def test_a_setting_that_would_end_sd_scripts_is_a_problem(preflight_of: Any, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    (pictures / "00.txt").write_text("")
-    (pictures / "01.txt").write_bytes(b"\xff\xfe")
-    Image.new("RGB", (20, 20)).save(pictures / "tiny.png")
-    (pictures / "broken.png").write_bytes(b"no picture at all, that is to say")
-    told = preflight_of()
-    assert not told["can_run"]
-    messages = " ".join(problem["message"] for problem in told["problems"])
+    image_dir = tmp_path / "pictures"
+    (image_dir / "00.txt").write_text("")
+    (image_dir / "01.txt").write_bytes(b"\xff\xfe")
+    Image.new("RGB", (20, 20)).save(image_dir / "tiny.png")
+    (image_dir / "broken.png").write_bytes(b"no picture at all, that is to say")
+    report = preflight_of()
+    assert not report["can_run"]
+    messages = " ".join(problem["message"] for problem in report["problems"])
     for words in ("00.txt: is empty", "01.txt: is not UTF-8", "tiny.png has 20 x 20", "broken.png"):
         assert words in messages
     empty = tmp_path / "empty"
@@ -239,16 +239,16 @@ def test_masks_without_images_and_images_without_masks_are_problems(tmp_path: Pa
 
 
 def test_a_setting_that_sd_scripts_accepts_silently_is_a_hint(preflight_of: Any, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    (pictures / "02.txt").unlink()
-    Image.new("RGB", (90, 90)).save(pictures / "03.Png")
+    image_dir = tmp_path / "pictures"
+    (image_dir / "02.txt").unlink()
+    Image.new("RGB", (90, 90)).save(image_dir / "03.Png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.new("RGB", (700, 500)).save(pictures / "04.jpg", exif=turned)
-    (pictures / "04.txt").write_text("a fox")
+    Image.new("RGB", (700, 500)).save(image_dir / "04.jpg", exif=turned)
+    (image_dir / "04.txt").write_text("a fox")
     data = {"resolution": 1024, "bucket_no_upscale": False, "batch_size": 2}
-    told = preflight_of(datasets=[{**data, "subsets": [{"image_dir": str(pictures)}]}])
-    hints = " ".join(told["hints"])
+    report = preflight_of(datasets=[{**data, "subsets": [{"image_dir": str(image_dir)}]}])
+    hints = " ".join(report["hints"])
     for words in (
         "empty caption, ",
         "02.png (1)",
@@ -257,8 +257,8 @@ def test_a_setting_that_sd_scripts_accepts_silently_is_a_hint(preflight_of: Any,
         "have a single image",
     ):
         assert words in hints
-    assert told["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
-    assert told["can_run"]
+    assert report["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
+    assert report["can_run"]
 
 
 @pytest.mark.parametrize("tokens", ["fox", None])
@@ -268,12 +268,12 @@ def test_captions_of_another_extension_are_pointed_out(
     """Else a folder of .txt captions is trained on its class tokens alone, with a line in the log at most."""
     folder = paint(tmp_path / "10_fox", (512, 512), (512, 512))
     assert sorted(path.suffix for path in folder.iterdir()).count(".txt") == 2
-    for extension, is_told in ((".caption", True), (".txt", False)):
+    for extension, is_reported in ((".caption", True), (".txt", False)):
         subset = {"image_dir": str(folder), "caption_extension": extension, "class_tokens": tokens}
         remarks = read({"subsets": [subset]}).remarks
-        told = remarks.get(OTHER_EXTENSION, [])
-        assert len(told) == (2 if is_told else 0)
-        assert all(name.endswith(".txt") for name in told)
+        files = remarks.get(OTHER_EXTENSION, [])
+        assert len(files) == (2 if is_reported else 0)
+        assert all(name.endswith(".txt") for name in files)
         assert NO_CAPTION not in remarks
     subset = {"image_dir": str(folder), "caption_extension": ".caption", "class_tokens": tokens}
     hints = " ".join(preflight_of(datasets=[{"subsets": [subset]}])["hints"])
@@ -282,10 +282,10 @@ def test_captions_of_another_extension_are_pointed_out(
 
 def test_weights_that_are_no_safetensors_are_not_guessed(preflight_of: Any, tmp_path: Path) -> None:
     (tmp_path / "base.safetensors").write_bytes(b"PK\x03\x04 a pickle, as the old ones are")
-    told = preflight_of()
-    assert (told["memory"], told["disk"]) == (None, None)
-    assert "memory and disk space are unknown" in " ".join(told["hints"])
-    assert told["data"]["rows"] == 3
+    report = preflight_of()
+    assert (report["memory"], report["disk"]) == (None, None)
+    assert "memory and disk space are unknown" in " ".join(report["hints"])
+    assert report["data"]["rows"] == 3
 
 
 def test_a_whole_network_is_counted_with_its_gradients_and_written_with_its_encoders(tmp_path: Path) -> None:
@@ -348,9 +348,9 @@ def test_impossible_buckets_are_reported_with_the_configuration(
 ) -> None:
     config = kohya_config()
     config["datasets"][0] |= {"min_bucket_reso": 640, "max_bucket_reso": 448}
-    told = {problem.where: problem.text for problem in TRAINER.check(config)}
-    assert told["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
-    assert told["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
+    problems = {problem.where: problem.text for problem in TRAINER.check(config)}
+    assert problems["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
+    assert problems["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
 
 
 RELEASED = {"chroma": (8_900_000_000, 3_500_000), "flux": (11_900_000_000, 4_700_000)}

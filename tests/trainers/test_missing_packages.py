@@ -81,8 +81,8 @@ def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Che
 
 def test_a_damaged_list_is_reported(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("{")
-    ((_, told, missing),) = states("kohya")
-    assert "list.json" in told
+    ((_, error, missing),) = states("kohya")
+    assert "list.json" in error
     assert missing
 
 
@@ -115,10 +115,14 @@ def test_a_revision_of_flow_that_cannot_be_imported_is_named_with_one_that_can(
 
 def test_missing_modules_of_the_chosen_trainer_are_a_problem_before_the_start(flow_checkout: Path) -> None:  # noqa: F811
     broken_like_flows_head(flow_checkout)
-    told = [one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp.py"}) if one.where == "checkout"]
-    assert len(told) == 1
-    assert "no_such_layers" in told[0]
-    assert "git checkout 51ee4e6" in told[0]
+    messages = [
+        problem.message
+        for problem in FLOW_UPSTREAM.check({"trainer": "train_mp.py"})
+        if problem.where == "checkout"
+    ]
+    assert len(messages) == 1
+    assert "no_such_layers" in messages[0]
+    assert "git checkout 51ee4e6" in messages[0]
     other = FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"})
     assert "checkout" not in {one.where for one in other}, "this one imports nothing of it"
 
@@ -128,22 +132,22 @@ def test_a_trainer_on_cuda_is_refused_where_there_is_none(flow_checkout: Path) -
     trainer.write_text(
         "import torch\n\ndef ranks():\n    return torch.cuda.device_count()\n" + trainer.read_text()
     )
-    told = [
+    messages = [
         one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"}) if one.where == "checkout"
     ]
-    is_here = "CUDA" not in " ".join(told)
+    is_here = "CUDA" not in " ".join(messages)
     assert is_here == torch.cuda.is_available()
 
 
 def test_missing_modules_of_kohyas_script_are_a_problem_before_the_start(checkout: Checkout) -> None:
-    told = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.where == "checkout"]
-    (missing,) = [message for message in told if "no_such_thing" in message]
+    messages = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.where == "checkout"]
+    (missing,) = [message for message in messages if "no_such_thing" in message]
     assert "no_such_deep_thing" in missing
 
 
 def test_a_complete_checkout_of_flow_has_no_missing_modules(flow_checkout: Path) -> None:  # noqa: F811
-    ((found, told, missing),) = states("flow-upstream")
+    ((found, error, missing),) = states("flow-upstream")
     assert found
     assert found.path == flow_checkout
-    assert str(flow_checkout) in told
+    assert str(flow_checkout) in error
     assert missing == []

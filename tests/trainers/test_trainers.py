@@ -95,11 +95,11 @@ def test_every_preset_states_its_source(trainer: TrainerBackend) -> None:
         for source in preset.sources:
             assert source.kind in get_args(SourceKind)
             assert re.search(places.get(source.kind, "."), source.text), source
-        told = " ".join(source.text for source in preset.sources)
+        text = " ".join(source.text for source in preset.sources)
         if re.search(r"\d+ GB|H100", preset.title):
-            assert re.search("card", told), "how is it known that it fits?"
+            assert re.search("card", text), "how is it known that it fits?"
             kinds = {source.kind for source in preset.sources}
-            assert kinds & {"documentation", "measurement"} or "ot measured" in told
+            assert kinds & {"documentation", "measurement"} or "ot measured" in text
 
 
 @EVERY

@@ -186,9 +186,9 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "told"), BAD.values(), ids=list(BAD))
+@pytest.mark.parametrize(("files", "message"), BAD.values(), ids=list(BAD))
 def test_wrong_files_are_reported_and_code_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes | None], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes | None], message: str
 ):
     folder = write_chat(tmp_path / "bad")
     monkeypatch.chdir(tmp_path)
@@ -197,7 +197,7 @@ def test_wrong_files_are_reported_and_code_is_never_run(
             (folder / name).unlink()
         else:
             (folder / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         load_captioner(folder, CPU, torch.float32)
     assert not (tmp_path / "owned").exists()
 

@@ -40,8 +40,8 @@ def described(scores: dict[str, float], **rules: Any) -> str:
 
 def test_the_network_sees_blue_first_and_levels_up_to_255(tagger: Path):
     one = Wd14Tagger(tagger, config(device="cpu"), {})
-    picture = encoded(Image.new("RGB", (16, 16), (51, 102, 255)), "PNG")
-    (row,) = one.probabilities([one.prepare(picture)])
+    image = encoded(Image.new("RGB", (16, 16), (51, 102, 255)), "PNG")
+    (row,) = one.probabilities([one.prepare(image)])
     by_name = dict(zip((label.name for label in LABELS), row.tolist(), strict=True))
     assert by_name["blue_theme"] == pytest.approx(probability(6), abs=1e-5)
     assert by_name["green_theme"] == pytest.approx(probability(12 * 0.4 - 6), abs=1e-5)
@@ -63,13 +63,13 @@ def test_transparent_areas_are_white():
 
 def test_preprocessing_is_that_of_the_published_app_to_the_last_level():
     draw = np.random.default_rng(3)
-    picture = Image.fromarray(draw.integers(0, 256, (61, 37, 4), dtype=np.uint8), "RGBA")
-    white = Image.new("RGBA", picture.size, (255, 255, 255))
-    white.alpha_composite(picture)
+    image = Image.fromarray(draw.integers(0, 256, (61, 37, 4), dtype=np.uint8), "RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255))
+    white.alpha_composite(image)
     square = Image.new("RGB", (61, 61), (255, 255, 255))
     square.paste(white.convert("RGB"), (12, 0))
     expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC), np.float32)[:, :, ::-1]
-    assert np.array_equal(to_square(encoded(picture, "PNG"), 16, 1.0), expected)
+    assert np.array_equal(to_square(encoded(image, "PNG"), 16, 1.0), expected)
 
 
 def test_images_are_upright():
@@ -164,12 +164,12 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "told"), BAD_FILES.values(), ids=list(BAD_FILES))
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=list(BAD_FILES))
 def test_wrong_model_files_are_reported(
-    tag: Tag, tagger: Path, image_dir: Path, name: str, content: bytes, told: str
+    tag: Tag, tagger: Path, image_dir: Path, name: str, content: bytes, message: str
 ):
     (tagger / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=told.replace(".", r"\.")):
+    with pytest.raises(WeightsError, match=message.replace(".", r"\.")):
         tag()
     assert not list(image_dir.glob("*.txt"))
 
