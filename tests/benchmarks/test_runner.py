@@ -35,8 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def run(folder: Path, *words: str) -> int:
-    return main(list(words), package="fake_benchmarks", folder=folder)
+def run(folder: Path, *arguments: str) -> int:
+    return main(list(arguments), package="fake_benchmarks", folder=folder)
 
 
 def test_json_has_what_a_claim_needs(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -53,7 +53,7 @@ def test_a_dataset_is_exported_and_built_again(folder: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["build", "no", "-o", "d.jsonl"], "no: no such file or folder."),
         (
@@ -66,10 +66,10 @@ def test_a_dataset_is_exported_and_built_again(folder: Path, capsys: pytest.Capt
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder.parent / "empty").mkdir()
-    assert main(["dataset", *words]) == 2
+    assert main(["dataset", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -77,16 +77,18 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["build", "in", "-o", "d.jsonl", "--loss-weight", "2"],
         ["build", "in", "-o", "d.jsonl", "--caption-encoding", "klingon"],
         ["build", "in"],
     ],
 )
-def test_a_wrong_option_is_named(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_named(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["dataset", *words])
+        main(["dataset", *arguments])
     assert end.value.code == 2
     assert "argument" in capsys.readouterr().err
 

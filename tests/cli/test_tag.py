@@ -26,12 +26,12 @@ def test_a_folder_is_previewed_tagged_and_restored(
     tagger: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ):
-    words = [image_dir.name, "--model", tagger.name, "--blacklist", "1girl, ^_^", "--no-replace-underscores"]
-    assert tag([*words, "--preview", "3", "--name", "look"]) == 0
+    argv = [image_dir.name, "--model", tagger.name, "--blacklist", "1girl, ^_^", "--no-replace-underscores"]
+    assert tag([*argv, "--preview", "3", "--name", "look"]) == 0
     out = capsys.readouterr().out
     assert "red.png: fox_(forest_story), red_theme, long_hair\n" in out
     assert not list(image_dir.glob("*.txt"))
-    assert tag([*words, "--name", "all", "--replacements", "long_hair=hair"]) == 0
+    assert tag([*argv, "--name", "all", "--replacements", "long_hair=hair"]) == 0
     assert "written    3" in capsys.readouterr().out
     assert (image_dir / "red.txt").read_text() == "fox_(forest_story), red_theme, hair\n"
     assert tag(["--undo", "runs/all"]) == 0

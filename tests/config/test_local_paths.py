@@ -39,7 +39,7 @@ def test_no_token_in_an_address_is_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["train", "config.json", "--runs-dir", BUCKET],
         ["train", BUCKET],
@@ -73,12 +73,12 @@ def test_no_token_in_an_address_is_printed() -> None:
     ids=" ".join,
 )
 def test_no_verb_takes_an_address_for_a_path(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.json").write_text("{}")
     try:
-        status = main(words)
+        status = main(arguments)
     except SystemExit as end:
         status = end.code
     assert status == 2

@@ -57,8 +57,8 @@ def test_a_complete_cache_trains_without_the_encoder_files(
     assert found.memory
     assert found.disk
     assert TRAINER.check(json.loads(path.read_text())) == []
-    words = ["--runs-dir", str(tmp_path / "runs"), "--name", "run"]
-    assert main(["train", str(path), *words]) == 0
+    arguments = ["--runs-dir", str(tmp_path / "runs"), "--name", "run"]
+    assert main(["train", str(path), *arguments]) == 0
     run_dir = RunDir.open(tmp_path / "runs" / "run")
     assert main(["resume", str(run_dir.path), "--limits.max_steps", "4"]) == 0
     steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]

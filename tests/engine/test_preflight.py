@@ -152,12 +152,12 @@ def test_nothing_is_estimated_for_a_card_that_is_not_here(found):
 def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(make_config().model_dump_json())
-    words = ["preflight", str(path), "--runs-dir", str(tmp_path)]
-    assert main(words) == 0
+    arguments = ["preflight", str(path), "--runs-dir", str(tmp_path)]
+    assert main(arguments) == 0
     text = capsys.readouterr().out
     for word in ("rows left out", "memory", "optimizer", "disk", "checkpoints", "time", "Ready to train."):
         assert word in text
-    assert main([*words, "--json", "--model.vae_path", "gone.safetensors"]) == 2
+    assert main([*arguments, "--json", "--model.vae_path", "gone.safetensors"]) == 2
     report = json.loads(capsys.readouterr().out)
     assert [problem["where"] for problem in report["problems"]] == ["model.vae_path"]
     assert report["data"]["steps_per_epoch"] == 6

@@ -52,9 +52,9 @@ class Seaweed:
         """Delete keys that were given."""
         self._configure(f"-access_key {key} -delete")
 
-    def _configure(self, words: str) -> None:
+    def _configure(self, arguments: str) -> None:
         command = [weed_path() or "weed", "shell", *self.admin]
-        line = f"s3.configure -user tester {words} -apply\n"
+        line = f"s3.configure -user tester {arguments} -apply\n"
         subprocess.run(command, input=line, text=True, capture_output=True, check=True, timeout=60)
 
 
@@ -79,10 +79,10 @@ def running_seaweed(folder: Path) -> Iterator[Seaweed]:
     if weed is None:
         pytest.skip("SeaweedFS has no build for this machine: no command 'weed'")
     ports = dict(zip((*PORTS, *(f"{name}.grpc" for name in PORTS)), free_ports(10), strict=True))
-    words = [f"-{name}.port.grpc={ports[f'{name}.grpc']}" for name in PORTS]
-    words += [f"-{name}.port={ports[name]}" for name in PORTS]
+    flags = [f"-{name}.port.grpc={ports[f'{name}.grpc']}" for name in PORTS]
+    flags += [f"-{name}.port={ports[name]}" for name in PORTS]
     command = [
-        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", *words),
+        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", *flags),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=256"),
     ]

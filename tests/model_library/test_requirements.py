@@ -80,7 +80,7 @@ def test_a_file_that_a_cache_replaces_is_not_missing(models_dir: Path):
 
 
 @pytest.mark.parametrize(
-    ("key", "file", "words"),
+    ("key", "file", "message"),
     [
         ("vae_path", "sdxl_vae", "a VAE of SD 1.5 or SDXL"),
         ("vae_path", "Chroma1-HD", "is Chroma: FLUX's VAE of 16 channels, ae.safetensors goes here"),
@@ -92,10 +92,10 @@ def test_a_file_that_a_cache_replaces_is_not_missing(models_dir: Path):
         ("chroma_path", "ae", "is a VAE of 16 channels, as FLUX has it: Chroma's network goes here"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, words: str, models_dir: Path):
+def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, message: str, models_dir: Path):
     (problem,) = unfit_models(section(models_dir, **{key: file}))
     assert problem.where == f"model.{key}"
-    assert words in problem.text
+    assert message in problem.text
 
 
 def test_a_lora_is_no_base(models_dir: Path):

@@ -46,10 +46,10 @@ class Studio:
         self.home.mkdir(exist_ok=True)
         note = self.home / ".flowloom" / "server.json"
         note.unlink(missing_ok=True)
-        words = ["up", "--home", str(self.home), "--port", "0", *self.flags]
+        arguments = ["up", "--home", str(self.home), "--port", "0", *self.flags]
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flowloom.cli.main", *words],
+                [sys.executable, "-m", "flowloom.cli.main", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -54,7 +54,7 @@ def test_no_run_is_downloaded_into_the_runs_folder(studio: Studio, folder: str, 
     body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
     answer = studio.http.post("/api/tasks/download/start", json=body)
     assert answer.status_code == 422
-    assert [place["where"] for place in answer.json()["errors"]] == ["/config/target_dir"]
+    assert [problem["where"] for problem in answer.json()["errors"]] == ["/config/target_dir"]
 
 
 @pytest.mark.parametrize("path", ["x://../../outside", "data/x://../../../outside", "http://../../outside"])
@@ -76,7 +76,7 @@ def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: 
     for path in ("config", "config/preview", "preflight", "train/start"):
         answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
         places = answer["problems"] if "problems" in answer else answer["errors"]
-        assert [place["where"] for place in places] == ["/config/network/network_args/2"]
+        assert [problem["where"] for problem in places] == ["/config/network/network_args/2"]
         expected = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
         assert expected in places[0]["detail"]
     assert studio.get("/api/runs")["runs"] == []
@@ -91,7 +91,7 @@ def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, nam
     for task, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
         answer = studio.http.post(f"/api/tasks/{task}/start", json={"config": config})
         assert answer.status_code == 422
-        (pointer,) = [place["where"] for place in answer.json()["errors"]]
+        (pointer,) = [problem["where"] for problem in answer.json()["errors"]]
         assert pointer in ("/config/target_dir", "/config/out_path")
 
 
@@ -106,7 +106,7 @@ def test_no_task_writes_into_a_run_of_another(studio: Studio, to: str):
     config = source if to == "dataset-export" else {"source_path": str(run)}
     body = {"config": config | {"out_path": str(out)}}
     problems = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
-    assert "/config/out_path" in [place["where"] for place in problems]
+    assert "/config/out_path" in [problem["where"] for problem in problems]
 
 
 def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_users(studio: Studio):
@@ -151,11 +151,11 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     assert (verdict["ok"], verdict["problem"]) == (False, "denied")
     assert "FLOWLOOM_PRIVATE_HOSTS" in verdict["detail"]
     verdict = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
-    assert [place["where"] for place in verdict["problems"]] == ["/config/storage/endpoint"]
+    assert [problem["where"] for problem in verdict["problems"]] == ["/config/storage/endpoint"]
     name = "".join(letter for letter in endpoint if letter.isalnum())
     studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
-    place = f"/api/datasets/{name}/images"
-    wait_for(lambda: "FLOWLOOM_PRIVATE_HOSTS" in studio.get(place)["scan"]["error"])
+    url = f"/api/datasets/{name}/images"
+    wait_for(lambda: "FLOWLOOM_PRIVATE_HOSTS" in studio.get(url)["scan"]["error"])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9", "169.254.169.254", "localhost:53800", "10.1.2.3"])

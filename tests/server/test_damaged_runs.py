@@ -266,8 +266,8 @@ time.sleep(60)
 
 def test_a_damaged_run_whose_process_lives_is_not_deleted(opened: Open):
     run = make(opened.settings.runs_dir, "lives")
-    words = [sys.executable, "-c", HOLDER, str(run / "pid.json")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-c", HOLDER, str(run / "pid.json")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
             assert process.stdout.readline()
@@ -320,8 +320,8 @@ def test_files_of_another_user_stop_neither_the_studio_nor_its_queue():
             (runs[name] / closed).chmod(0o700 if (runs[name] / closed).is_dir() else 0o600)
         for path in (Path(place), home, home / "runs", runs["lock"], runs["lock"] / "studio"):
             os.chown(path, 65534, 65534)
-        words = [sys.executable, "-c", LIST, str(home)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        arguments = [sys.executable, "-c", LIST, str(home)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         output, left = map(json.loads, done.stdout.splitlines())
     assert output.pop("whole") == ["created", ""]

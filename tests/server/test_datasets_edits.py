@@ -74,8 +74,8 @@ def held(studio: Studio, edits: str) -> bytes:
 
 
 def put(studio: Studio, edits: str, item: str, caption: str) -> httpx.Response:
-    place = edits.replace("/edits", f"/captions/{item}")
-    return studio.http.put(place, json={"caption": caption}, headers={"if-match": "*"})
+    url = edits.replace("/edits", f"/captions/{item}")
+    return studio.http.put(url, json={"caption": caption}, headers={"if-match": "*"})
 
 
 def item_of(edits: str, number: int) -> str:
@@ -108,14 +108,14 @@ def test_each_operation_does_what_it_says(operation: Any, before: str, after: st
 
 def test_a_preview_shows_what_will_be_done_and_changes_nothing(one_studio: Studio, fox: str):
     before = held(one_studio, fox)
-    wish = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
-    preview = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
+    body = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
+    preview = one_studio.post(f"{fox}/preview", body | {"examples": 1}, 200)
     assert (preview["num_matching"], preview["num_changed"]) == (5, 2)
     assert preview["examples"] == [
         {"item": item_of(fox, 1), "before": "fox, snow, grey fur", "after": "fox, snow, silver fur"}
     ]
     assert held(one_studio, fox) == before
-    edit = one_studio.post(fox, wish | {"version": preview["version"]}, 201)
+    edit = one_studio.post(fox, body | {"version": preview["version"]}, 201)
     assert edit["num_changed"] == 2
     assert captions(one_studio, fox)["den/5.png"] == "cubs, two, silver fur"
 
@@ -141,7 +141,7 @@ def test_an_edit_is_not_undone_over_later_changes(one_studio: Studio, fox: str):
     before = held(one_studio, fox)
     refused = one_studio.http.post(f"{fox}/{edit['id']}/undo", json={})
     assert refused.status_code == 409
-    assert [place["where"] for place in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
+    assert [problem["where"] for problem in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
     assert held(one_studio, fox) == before
     undone = one_studio.post(f"{fox}/{edit['id']}/undo", {"is_partial": True}, 200)
     assert undone["changed_meanwhile"] == [item_of(fox, 2)]
@@ -149,11 +149,11 @@ def test_an_edit_is_not_undone_over_later_changes(one_studio: Studio, fox: str):
 
 
 def test_an_edit_that_is_no_longer_its_preview_is_refused(one_studio: Studio, fox: str):
-    wish = {"operation": {"kind": "add", "tags": ["new"]}}
-    version = one_studio.post(f"{fox}/preview", wish, 200)["version"]
+    body = {"operation": {"kind": "add", "tags": ["new"]}}
+    version = one_studio.post(f"{fox}/preview", body, 200)["version"]
     put(one_studio, fox, item_of(fox, 1), "changed")
     before = held(one_studio, fox)
-    assert one_studio.http.post(fox, json=wish | {"version": version}).status_code == 412
+    assert one_studio.http.post(fox, json=body | {"version": version}).status_code == 412
     assert held(one_studio, fox) == before
     assert one_studio.get(fox) == []
 
@@ -302,8 +302,8 @@ def test_a_concurrent_edit_is_refused_with_the_progress_of_the_first(monkeypatch
 
 
 def test_only_the_selected_captions_are_edited(one_studio: Studio, fox: str):
-    wish = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
-    one_studio.post(fox, wish | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
+    body = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
+    one_studio.post(fox, body | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
     assert captions(one_studio, fox) == CAPTIONS | {"2.png": "Fox, snow, FOX, new"}
     missing = {"operation": {"kind": "set", "text": "a fox"}, "filter": {"has_caption": False}}
     one_studio.post(fox, missing, 201)

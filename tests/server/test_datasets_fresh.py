@@ -50,8 +50,8 @@ def captions(studio: Studio, name: str) -> dict[str, str]:
 
 
 def write_caption(studio: Studio, name: str, item: str, caption: str) -> None:
-    place = f"/api/datasets/{name}/captions/{item}"
-    answer = studio.http.put(place, json={"caption": caption}, headers={"If-Match": "*"})
+    url = f"/api/datasets/{name}/captions/{item}"
+    answer = studio.http.put(url, json={"caption": caption}, headers={"If-Match": "*"})
     assert answer.status_code == 200, answer.text
 
 

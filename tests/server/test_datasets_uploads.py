@@ -61,8 +61,8 @@ def send(studio: Studio, uploads: str, content: bytes, **values: str) -> Any:
 def unpacked(studio: Studio, uploads: str, content: bytes, **values: str) -> dict[str, Any]:
     """The result of unpacking the zip `content`."""
     upload = send(studio, uploads, content, **({"filename": "a.zip"} | values))
-    place = f"{uploads}/{upload['id']}"
-    return wait_for(lambda: (state := studio.get(place)["unpacking"])["state"] != "unpacking" and state)
+    url = f"{uploads}/{upload['id']}"
+    return wait_for(lambda: (state := studio.get(url)["unpacking"])["state"] != "unpacking" and state)
 
 
 def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -121,38 +121,38 @@ def test_an_upload_outlives_the_studio(studio_at: Callable[..., Studio]):
     studio = studio_at().start()
     studio.post("/api/datasets", {"name": "fox"}, 201)
     content = os.urandom(100_000)
-    place = begin(studio, "/api/datasets/fox/uploads", len(content), filename="a.png").headers["location"]
+    url = begin(studio, "/api/datasets/fox/uploads", len(content), filename="a.png").headers["location"]
     part = content[:60_000]
-    assert studio.http.patch(place, headers=PART | {"upload-offset": "0"}, content=part).status_code == 204
+    assert studio.http.patch(url, headers=PART | {"upload-offset": "0"}, content=part).status_code == 204
     studio.end(signal.SIGKILL)
     studio.start()
-    assert studio.http.head(place, headers=TUS).headers["upload-offset"] == "60000"
-    studio.http.patch(place, headers=PART | {"upload-offset": "60000"}, content=content[60_000:])
+    assert studio.http.head(url, headers=TUS).headers["upload-offset"] == "60000"
+    studio.http.patch(url, headers=PART | {"upload-offset": "60000"}, content=content[60_000:])
     assert (studio.home / "data" / "fox" / "a.png").read_bytes() == content
 
 
 def test_a_part_with_a_wrong_checksum_is_not_kept(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
+    url = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
     for algorithm in ("sha1", "sha256", "md5"):
         value = base64.b64encode(hashlib.new(algorithm, b"other").digest()).decode()
         headers = PART | {"upload-offset": "0", "upload-checksum": f"{algorithm} {value}"}
-        assert one_studio.http.patch(place, headers=headers, content=b"12345").status_code == 460
-    assert one_studio.http.head(place, headers=TUS).headers["upload-offset"] == "0"
+        assert one_studio.http.patch(url, headers=headers, content=b"12345").status_code == 460
+    assert one_studio.http.head(url, headers=TUS).headers["upload-offset"] == "0"
     value = base64.b64encode(hashlib.sha256(b"12345").digest()).decode()
     headers = PART | {"upload-offset": "0", "upload-checksum": f"sha256 {value}"}
-    assert one_studio.http.patch(place, headers=headers, content=b"12345").headers["upload-offset"] == "5"
+    assert one_studio.http.patch(url, headers=headers, content=b"12345").headers["upload-offset"] == "5"
     assert (
         one_studio.http.patch(
-            place, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b""
+            url, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b""
         ).status_code
         == 422
     )
 
 
 def test_an_upload_that_was_ended_leaves_nothing(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
-    assert one_studio.http.delete(place, headers=TUS).status_code == 204
-    assert one_studio.http.head(place, headers=TUS).status_code == 404
+    url = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
+    assert one_studio.http.delete(url, headers=TUS).status_code == 204
+    assert one_studio.http.head(url, headers=TUS).status_code == 404
     assert not list((folder_of(one_studio, uploads) / ".uploads").iterdir())
 
 
@@ -186,10 +186,10 @@ def test_no_upload_leads_out_or_is_a_program(one_studio: Studio, uploads: str, n
 
 
 def test_more_than_was_announced_is_refused(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 4, filename="a.txt").headers["location"]
-    answer = one_studio.http.patch(place, headers=PART | {"upload-offset": "0"}, content=b"12345")
+    url = begin(one_studio, uploads, 4, filename="a.txt").headers["location"]
+    answer = one_studio.http.patch(url, headers=PART | {"upload-offset": "0"}, content=b"12345")
     assert answer.status_code == 413
-    assert one_studio.http.head(place, headers=TUS).headers["upload-offset"] == "0"
+    assert one_studio.http.head(url, headers=TUS).headers["upload-offset"] == "0"
 
 
 def test_a_link_in_the_dataset_leads_no_upload_out(one_studio: Studio, uploads: str, tmp_path: Path):

@@ -18,8 +18,8 @@ Configs = Callable[..., dict[str, Any]]
 PROBLEM = "application/problem+json"
 
 
-def mount(*words: str) -> bool:
-    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_a_studio_starts_on_a_full_disk_and_shows_its_runs(
     for path in (small_studio.home / ".flowloom").glob("studio.sqlite*"):
         path.unlink()
     filler = fill(small_disk)
-    words = ["up", "--home", str(small_studio.home), "--port", "0"]
+    arguments = ["up", "--home", str(small_studio.home), "--port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "flowloom.cli.main", *words],
+        [sys.executable, "-m", "flowloom.cli.main", *arguments],
         capture_output=True,
         text=True,
         check=False,

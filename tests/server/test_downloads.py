@@ -222,11 +222,11 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_invalid_downloads_are_reported_before_the_start(one_studio: Studio, fault: str):
-    item, words = WRONG[fault]
+    item, message = WRONG[fault]
     config = {"target_dir": str(one_studio.home / "models"), "items": [item]}
     verdict = one_studio.post("/api/tasks/download/config", {"config": config})
     assert not verdict["is_valid"]
-    assert any(words in problem["detail"] for problem in verdict["problems"]), verdict
+    assert any(message in problem["detail"] for problem in verdict["problems"]), verdict
     assert all(problem["where"].startswith("/config/items/0") for problem in verdict["problems"])
 
 

@@ -169,9 +169,9 @@ def test_a_run_started_by_hand_appears_and_holds_its_device(
 
 
 def test_one_studio_serves_a_home(studio: Studio, studio_at: Callable[..., Studio]):
-    words = ["up", "--home", str(studio.home), "--port", "0"]
+    arguments = ["up", "--home", str(studio.home), "--port", "0"]
     second = subprocess.run(
-        [sys.executable, "-m", "flowloom.cli.main", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flowloom.cli.main", *arguments], capture_output=True, text=True, check=False
     )
     assert second.returncode == 2
     assert "another studio" in second.stderr

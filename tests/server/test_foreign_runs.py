@@ -315,8 +315,8 @@ def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened
     command = [sys.executable, "-m", "flowloom.server.runs.supervisor", spec.to_argument()]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as supervisor:
         wait_for(lambda: is_held(lock_path(run_dir.path)))
-        wish = StopRequest(kind="stop", time=2.0)
-        wish.write(run_dir.path)
+        request = StopRequest(kind="stop", time=2.0)
+        request.write(run_dir.path)
         os.close(taken)
         assert supervisor.wait(20) == 0
-    assert StopRequest.read(run_dir.path) == wish
+    assert StopRequest.read(run_dir.path) == request

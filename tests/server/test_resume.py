@@ -81,7 +81,7 @@ def test_settings_that_a_run_cannot_change_are_named_and_nothing_changes(
     before = saved_config(one_finished)
     answer = one_finished.http.post("/api/runs/run/resume", json={"changes": changes})
     assert answer.status_code == 422
-    assert {place["where"] for place in answer.json()["errors"]} == pointers
+    assert {problem["where"] for problem in answer.json()["errors"]} == pointers
     assert saved_config(one_finished) == before
     assert one_finished.run("run")["state"] == "finished"
 

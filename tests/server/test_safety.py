@@ -116,7 +116,9 @@ def test_a_configuration_cannot_name_files_outside_of_the_roots(
     config = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
     assert answer.status_code == 422
-    assert [place["where"] for place in answer.json()["errors"]] == ["/config/dataloader/jsonl_metadata_path"]
+    assert [problem["where"] for problem in answer.json()["errors"]] == [
+        "/config/dataloader/jsonl_metadata_path"
+    ]
     assert not (one_studio.home / "runs" / "x").exists()
 
 
@@ -127,11 +129,11 @@ def test_every_problem_of_a_configuration_is_named_at_once(
     config["training"] |= {"lr": -1, "sped": 2}
     config["ema"] = {"decay": 7}
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
-    pointers = {place["where"] for place in answer.json()["errors"]}
+    pointers = {problem["where"] for problem in answer.json()["errors"]}
     assert pointers == {"/config/training/lr", "/config/training/sped", "/config/ema/decay"}
     verdict = one_studio.post("/api/flow/config", {"config": config})
     assert not verdict["is_valid"]
-    assert {place["where"] for place in verdict["problems"]} == pointers
+    assert {problem["where"] for problem in verdict["problems"]} == pointers
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_a_folder_is_listed_without_hidden_files_and_links_that_lead_out(one_stu
 def test_no_route_takes_a_command_line(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
     body = {"name": "x", "config": tiny_config(), "argv": ["touch", "x"], "env": {"PATH": "."}}
     answer = one_studio.http.post("/api/flow/train/start", json=body)
-    assert {place["where"] for place in answer.json()["errors"]} == {"/argv", "/env"}
+    assert {problem["where"] for problem in answer.json()["errors"]} == {"/argv", "/env"}
 
 
 def test_the_home_of_a_studio_is_its_owners(one_studio: Studio):

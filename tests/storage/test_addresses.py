@@ -273,9 +273,9 @@ def tls_files(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if openssl is None:
         pytest.skip("needs the program openssl to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=files.example"]
+    arguments = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=files.example"]
     names = ["-addext", "subjectAltName=DNS:files.example", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, *words, *names], check=True, capture_output=True)
+    subprocess.run([openssl, *arguments, *names], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     files.socket = context.wrap_socket(files.socket, server_side=True)

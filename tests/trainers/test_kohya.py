@@ -44,9 +44,9 @@ def test_chroma_gets_what_it_needs(kohya_config: Callable[..., dict[str, Any]], 
     assert right.items() <= config.items()
     assert not {"attention", "clip_l", "min_snr_gamma"} & config.keys()
     (line,) = prompts
-    words = line.split()
+    arguments = line.split()
     assert line.startswith("a fox - -ar 16:9 --n blurry"), "no option of sd-scripts: part of the prompt"
-    assert (words[words.index("--g") + 1], words[words.index("--l") + 1]) == ("0", "4")
+    assert (arguments[arguments.index("--g") + 1], arguments[arguments.index("--l") + 1]) == ("0", "4")
     (subset,) = dataset["datasets"][0]["subsets"]
     assert subset["caption_extension"] == ".txt", "sd-scripts' own default is .caption"
     assert subset["class_tokens"] == 'a "fox"\\ é'

@@ -95,11 +95,11 @@ def test_an_impossible_upload_is_reported_before(
     assert reported_paths(**REPO) == {"hub.huggingface_repo_id"}
 
 
-@pytest.mark.parametrize("words", ["--huggingface_token hf_x", "--resume_from_huggingface"])
+@pytest.mark.parametrize("arguments", ["--huggingface_token hf_x", "--resume_from_huggingface"])
 def test_no_further_argument_brings_a_token_or_another_state(
-    kohya_config: Config, least_checkout: Path, words: str
+    kohya_config: Config, least_checkout: Path, arguments: str
 ) -> None:
-    found = TRAINER.check(kohya_config(family="sd15", raw_arguments=words))
+    found = TRAINER.check(kohya_config(family="sd15", raw_arguments=arguments))
     assert any("is set by the studio" in problem.text for problem in found)
 
 

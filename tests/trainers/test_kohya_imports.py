@@ -243,8 +243,8 @@ def test_network_args_are_the_same_in_every_spelling(stated: Any) -> None:
 
 
 def test_a_path_with_a_space_stays_one_argument() -> None:
-    words = ["preset=/my files/a.toml", "algo=lokr"]
-    assert of_toml(f"network_args = {json.dumps(words)}")[0].network.network_args == words
+    arguments = ["preset=/my files/a.toml", "algo=lokr"]
+    assert of_toml(f"network_args = {json.dumps(arguments)}")[0].network.network_args == arguments
 
 
 def test_a_folder_that_cannot_be_read_is_reported() -> None:
@@ -272,7 +272,7 @@ def test_lokr_stays_lokr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "module", "words"),
+    ("kind", "module", "arguments"),
     [
         ("Kohya LoCon", "networks.lora", {"conv_dim=8", "conv_alpha=1"}),
         ("Kohya DyLoRA", "networks.dylora", {"conv_dim=8", "conv_alpha=1", "unit=4"}),
@@ -282,11 +282,11 @@ def test_lokr_stays_lokr() -> None:
         ("Standard", "networks.lora", {"block_dims=2,2,4"}),
     ],
 )
-def test_types_of_adapters_keep_their_arguments(kind: str, module: str, words: set[str]) -> None:
+def test_types_of_adapters_keep_their_arguments(kind: str, module: str, arguments: set[str]) -> None:
     keys = {"conv_dim": 8, "conv_alpha": 1, "unit": 4, "split_mode": True, "block_dims": "2, 2, 4"}
     network = of_form(LoRA_type=kind, **keys)[0].network
     assert network.network_module == module
-    assert {*network.network_args} - {"block_dims=2,2,4"} == words - {"block_dims=2,2,4"}
+    assert {*network.network_args} - {"block_dims=2,2,4"} == arguments - {"block_dims=2,2,4"}
     assert ("block_dims=2,2,4" in network.network_args) == (module.startswith("networks") and kind != "Flux1")
 
 
@@ -360,8 +360,8 @@ def test_nested_tomls_of_other_front_ends_lose_nothing() -> None:
 
 
 def test_additional_parameters_count_and_secrets_in_them_do_not() -> None:
-    words = "--wandb_api_key=abc123secret --network_train_unet_only --huber_c 0.2 stray"
-    config, found = of_form(additional_parameters=words, huggingface_token="hf_secret")
+    arguments = "--wandb_api_key=abc123secret --network_train_unet_only --huber_c 0.2 stray"
+    config, found = of_form(additional_parameters=arguments, huggingface_token="hf_secret")
     assert config.network.network_train_unet_only is True
     assert config.raw_arguments == "--huber_c 0.2"
     assert found.left_over == {"additional_parameters stray": "stray"}

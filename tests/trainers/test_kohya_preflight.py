@@ -93,8 +93,8 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
     def ask(**question: list[Any]) -> dict[str, Any]:
         path = tmp_path / "question.json"
         path.write_text(json.dumps({"places": [], "runs": []} | question))
-        words = [str(PYTHON), str(HERE / "bucket_as_sd_scripts.py"), str(path)]
-        done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        arguments = [str(PYTHON), str(HERE / "bucket_as_sd_scripts.py"), str(path)]
+        done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.rpartition("\nREAD ")[2])
 

@@ -90,8 +90,8 @@ def as_read(configs: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
         run_dir = RunDir.create(name, folder)
         TRAINER.prepare(config, run_dir, "a test")
         pairs[name] = f"{run_dir.path}={script_of(KohyaConfig.model_validate(config))}"
-    words = [str(PYTHON), str(HERE / "read_as_sd_scripts.py"), *pairs.values()]
-    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    arguments = [str(PYTHON), str(HERE / "read_as_sd_scripts.py"), *pairs.values()]
+    done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.rpartition("\nREAD ")[2])
     return {name: found[pair] for name, pair in pairs.items()}

@@ -67,8 +67,8 @@ def test_a_python_that_does_not_start_is_reported(checkout: Checkout) -> None:
 
 def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Checkout) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout.path)]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run([*git, *words], check=True)
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
     (finding,) = trainer_findings("kohya")
     assert not finding.is_well

@@ -124,11 +124,12 @@ for i in itertools.count(int(sys.argv[2])):
 
 @pytest.mark.slow
 def test_processes_share_the_cache_and_kills_do_no_harm(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", WRITER, str(tmp_path)]
+    arguments = [sys.executable, "-c", WRITER, str(tmp_path)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for turn in range(3):
         writers = [
-            subprocess.Popen([*words, str(start)], stdout=subprocess.PIPE, env=environ) for start in (0, 30)
+            subprocess.Popen([*arguments, str(start)], stdout=subprocess.PIPE, env=environ)
+            for start in (0, 30)
         ]
         try:
             for writer in writers:
