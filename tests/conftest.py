@@ -30,7 +30,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_files_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the checkouts, secrets and caches of whoever runs the tests out of them."""
+    """Keeps the user's checkouts, secrets and caches out of the tests."""
     folder = tmp_path_factory.mktemp("user")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_TRAINERS", str(folder / "trainers.json"))
@@ -40,13 +40,13 @@ def _no_files_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of our own."""
+    """Options of these tests."""
     parser.addoption("--write-golden", action="store_true", help="write golden losses instead of comparing")
     parser.addoption("--exact-golden", action="store_true", help="compare golden losses to the last digit")
 
 
 class TinyFamily(NamedTuple):
-    """Where the files of the tiny networks lie."""
+    """Paths of the files of the tiny networks."""
 
     chroma_path: Path
     vae_path: Path

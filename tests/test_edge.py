@@ -1,4 +1,4 @@
-"""Whatever a command line names, the answer is one plain line and status 2, and no traceback."""
+"""For any command line with a mistake, the answer is one plain line and status 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ ON_A_FILE = {
 }
 
 
-def status_of(words: list[str]) -> int:
+def status_of(arguments: list[str]) -> int:
     """The exit status, also where the parser of the words ends it."""
     try:
-        return main(words)
+        return main(arguments)
     except SystemExit as end:
         return int(str(end.code))
 
 
 @pytest.mark.parametrize("verb", ON_A_FILE)
 @pytest.mark.parametrize("kind", BROKEN)
-def test_every_verb_says_in_words_what_is_wrong_with_a_file(
+def test_every_verb_names_the_problem_of_a_file_in_plain_text(
     kind: str, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / ("inner/a.json" if kind == "below a file" else "a.json")
     BROKEN[kind](path)
-    words = [str(path) if word == "FILE" else word for word in ON_A_FILE[verb]]
-    assert status_of(words) == 2
-    told = capsys.readouterr().err
-    assert "flowloom" in told
-    assert "Traceback" not in told
+    arguments = [str(path) if word == "FILE" else word for word in ON_A_FILE[verb]]
+    assert status_of(arguments) == 2
+    message = capsys.readouterr().err
+    assert "flowloom" in message
+    assert "Traceback" not in message
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["up", "--port", "99999"],
         ["up", "--port", "-1"],
@@ -83,20 +83,20 @@ def test_every_verb_says_in_words_what_is_wrong_with_a_file(
         ["export", "~nobody-of-this-name/x", "--format", "comfy", "-o", "x"],
     ],
 )
-def test_a_word_that_means_nothing_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(words) == 2
+def test_a_wrong_argument_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(arguments) == 2
     assert "error: argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [["up", "--home", "file"], ["demo", "--runs-dir", "file/runs"], ["tag", "file"]]
+    "arguments", [["up", "--home", "file"], ["demo", "--runs-dir", "file/runs"], ["tag", "file"]]
 )
 def test_a_file_in_the_place_of_a_folder_is_named(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert status_of(words) == 2
+    assert status_of(arguments) == 2
     assert "file" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -109,25 +109,25 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"127.0.0.1:{port}: Address already in use. Choose another --port" in capsys.readouterr().err
 
 
-def run(words: list[str], shell: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    command = " ".join([*FLOWLOOM, *words, shell])
+def run(arguments: list[str], shell: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    command = " ".join([*FLOWLOOM, *arguments, shell])
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         env=os.environ | environ, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["schema"]])
-def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
-    done = run(words, "| true")
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["schema"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str]) -> None:
+    done = run(arguments, "| true")
     assert done.stderr == ""
-    assert run(words, "| head -1").stderr == ""
+    assert run(arguments, "| head -1").stderr == ""
 
 
-@pytest.mark.parametrize("words", [["--help"], ["schema"], ["nonsense"]])
-def test_closed_outputs_are_no_error(words: list[str]) -> None:
-    done = run(words, ">&- 2>&-")
-    assert done.returncode == (2 if words == ["nonsense"] else 0)
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["nonsense"]])
+def test_closed_outputs_are_no_error(arguments: list[str]) -> None:
+    done = run(arguments, ">&- 2>&-")
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")

@@ -84,7 +84,7 @@ def test_no_credential_is_left_in_a_text(secret: str, frame: str):
         "",
     ],
 )
-def test_what_holds_no_credential_stays(text: str):
+def test_text_without_a_credential_stays(text: str):
     assert printable(text) == text
 
 

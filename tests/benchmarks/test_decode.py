@@ -3,7 +3,7 @@
 from benchmarks import decode
 
 
-def test_the_pictures_are_like_those_of_cameras():
+def test_the_images_are_like_those_of_cameras():
     data = decode.jpeg(0)
     assert 330_000 < len(data) < 530_000
 

@@ -35,8 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def run(folder: Path, *words: str) -> int:
-    return main(list(words), package="fake_benchmarks", folder=folder)
+def run(folder: Path, *arguments: str) -> int:
+    return main(list(arguments), package="fake_benchmarks", folder=folder)
 
 
 def test_json_has_what_a_claim_needs(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -57,7 +57,7 @@ def test_json_has_what_a_claim_needs(folder: Path, capsys: pytest.CaptureFixture
         ("no-gpu", 0, "skipped"),
     ],
 )
-def test_the_verdict_is_said_and_returned(folder: Path, capsys, name: str, status: int, verdict: str):
+def test_the_verdict_is_printed_and_returned(folder: Path, capsys, name: str, status: int, verdict: str):
     assert run(folder, name) == status
     assert verdict in capsys.readouterr().out
 

@@ -50,8 +50,8 @@ def config_path(tmp_path: Path, tiny_family: Any) -> Path:
 def test_the_command_fills_shows_verifies_and_prunes(
     config_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def printed(*words: str, status: int = OK) -> str:
-        assert main(["cache", *words]) == status
+    def printed(*arguments: str, status: int = OK) -> str:
+        assert main(["cache", *arguments]) == status
         return capsys.readouterr().out
 
     assert "3 images, 4 captions" in printed(str(config_path)), "three and the empty one"

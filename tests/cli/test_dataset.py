@@ -41,7 +41,7 @@ def test_build_reports_every_row_and_file(folder: Path, capsys: pytest.CaptureFi
     assert json.loads(Path("d.jsonl.problems").read_text())["where"] == "broken.png"
 
 
-def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_is_exported_and_built_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", "build", "in", "-o", "d.jsonl"]) == 0
     outs = {"kohya": "k", "kohya-toml": "k.toml", "webdataset": "w", "parquet": "p.parquet"}
     for form, out in outs.items():
@@ -53,7 +53,7 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["build", "no", "-o", "d.jsonl"], "no: no such file or folder."),
         (
@@ -66,10 +66,10 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder.parent / "empty").mkdir()
-    assert main(["dataset", *words]) == 2
+    assert main(["dataset", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -77,16 +77,18 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["build", "in", "-o", "d.jsonl", "--loss-weight", "2"],
         ["build", "in", "-o", "d.jsonl", "--caption-encoding", "klingon"],
         ["build", "in"],
     ],
 )
-def test_a_wrong_option_is_named(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_named(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["dataset", *words])
+        main(["dataset", *arguments])
     assert end.value.code == 2
     assert "argument" in capsys.readouterr().err
 
@@ -109,7 +111,7 @@ def test_preparing_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_stores_are_named_by_the_configuration_s_own_words(
+def test_stores_are_named_by_the_keys_of_the_configuration(
     folder: Path,
     seaweed: Seaweed,
     monkeypatch: pytest.MonkeyPatch,

@@ -16,8 +16,8 @@ HERE = Path(__file__).parents[1]
 FLOW = HERE / "golden" / "flow"
 
 
-def run(*words, **options):
-    command = [sys.executable, "-m", "flowloom.cli.main", *map(str, words)]
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "flowloom.cli.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -77,7 +77,7 @@ def test_every_key_has_a_help_text():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["tran"], "there is no command 'tran'. Did you mean train?"),
         (["train", "x.json", "--dryrun"], "there is no option --dryrun. Did you mean --dry-run?"),
@@ -86,9 +86,9 @@ def test_every_key_has_a_help_text():
         (["schema", "--check", "no.json"], "no.json: cannot be read"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(words, message, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -104,7 +104,7 @@ def test_files_of_other_trainers_are_refused_in_one_line(name, capsys):
 
 
 def test_problems_are_listed_together_and_no_run_is_made(config, capsys, tmp_path):
-    words = [
+    arguments = [
         "train",
         str(config),
         "--runs-dir",
@@ -114,7 +114,7 @@ def test_problems_are_listed_together_and_no_run_is_made(config, capsys, tmp_pat
         "--model.vea_path",
         "x",
     ]
-    assert main(words) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "  --training.lr: must be greater than 0, not -1.\n" in error
     assert "  --model.vea_path: unknown key; did you mean model.vae_path?\n" in error

@@ -11,7 +11,7 @@ from flowloom.cli.tag import caption, tag
 from flowloom.datasets.build.build import build
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.errors import ConfigError
-from tests.tasks.tagging.conftest import pictures, runs, tagger  # noqa: F401 -- fixtures
+from tests.tasks.tagging.conftest import image_dir, runs, tagger  # noqa: F401 -- fixtures
 
 FOX = "fox (forest story), red theme, ^_^, long hair, 1girl"
 
@@ -22,33 +22,33 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_is_previewed_tagged_and_restored(
-    pictures: Path,  # noqa: F811
+    image_dir: Path,  # noqa: F811
     tagger: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ):
-    words = [pictures.name, "--model", tagger.name, "--blacklist", "1girl, ^_^", "--no-replace-underscores"]
-    assert tag([*words, "--preview", "3", "--name", "look"]) == 0
+    argv = [image_dir.name, "--model", tagger.name, "--blacklist", "1girl, ^_^", "--no-replace-underscores"]
+    assert tag([*argv, "--preview", "3", "--name", "look"]) == 0
     out = capsys.readouterr().out
     assert "red.png: fox_(forest_story), red_theme, long_hair\n" in out
-    assert not list(pictures.glob("*.txt"))
-    assert tag([*words, "--name", "all", "--replacements", "long_hair=hair"]) == 0
+    assert not list(image_dir.glob("*.txt"))
+    assert tag([*argv, "--name", "all", "--replacements", "long_hair=hair"]) == 0
     assert "written    3" in capsys.readouterr().out
-    assert (pictures / "red.txt").read_text() == "fox_(forest_story), red_theme, hair\n"
+    assert (image_dir / "red.txt").read_text() == "fox_(forest_story), red_theme, hair\n"
     assert tag(["--undo", "runs/all"]) == 0
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_dir.glob("*.txt"))
     assert tag(["--resume", "runs/all"]) == 0
-    assert len(list(pictures.glob("*.txt"))) == 3
+    assert len(list(image_dir.glob("*.txt"))) == 3
 
 
 def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
-    pictures: Path,  # noqa: F811
+    image_dir: Path,  # noqa: F811
     tagger: Path,  # noqa: F811
     tmp_path: Path,
 ):
     jsonl = tmp_path / "elsewhere" / "set.jsonl"
     jsonl.parent.mkdir()
-    (pictures / "red.txt").write_text("a fox")
-    build(str(pictures), jsonl, BuildOptions(default_caption=""), lambda _: None)
+    (image_dir / "red.txt").write_text("a fox")
+    build(str(image_dir), jsonl, BuildOptions(default_caption=""), lambda _: None)
     assert tag([str(jsonl), "--model", str(tagger)]) == 0
     rows = {row["filename"]: row for row in map(json.loads, jsonl.read_text().splitlines())}
     assert rows["red.png"]["caption_or_tags"] == "a fox"
@@ -56,14 +56,14 @@ def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
 
 
 def test_problems_are_reported_before_anything_is_created(
-    pictures: Path,  # noqa: F811
+    image_dir: Path,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         tag(["nowhere"])
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        caption([pictures.name, "--model", pictures.name])
+        caption([image_dir.name, "--model", image_dir.name])
     with pytest.raises(SystemExit):
         tag([])
     assert "give a folder" in capsys.readouterr().err
@@ -71,12 +71,12 @@ def test_problems_are_reported_before_anything_is_created(
 
 
 def test_a_run_that_fails_says_why(
-    pictures: Path,  # noqa: F811
+    image_dir: Path,  # noqa: F811
     tagger: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ):
     (tagger / "model.onnx").write_bytes(b"nothing")
-    assert tag([str(pictures), "--model", str(tagger), "--name", "bad"]) == 2
+    assert tag([str(image_dir), "--model", str(tagger), "--name", "bad"]) == 2
     assert "onnxruntime cannot open it" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from tests.fakes.flow_checkout import make_checkout
 
 
 @pytest.fixture(autouse=True)
-def list_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "config" / "trainers.json"))
 
 
@@ -38,7 +38,7 @@ def test_the_list_says_what_is_not_installed(capsys: pytest.CaptureFixture[str])
     assert upstream.endswith("not installed: flowloom trainers install flow-upstream")
 
 
-def test_what_is_no_checkout_or_no_python_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_checkout_or_no_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a checkout"):
         trainers(["install", "flow-upstream", "--path", str(tmp_path)])
     checkout = make_checkout(tmp_path / "flow")

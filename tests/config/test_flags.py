@@ -112,7 +112,7 @@ def test_flows_keys_work_as_flags(write):
 
 
 @pytest.mark.parametrize(
-    ("words", "rest", "overrides"),
+    ("arguments", "rest", "overrides"),
     [
         (["c.json", "--training.lr", "1e-4"], ["c.json"], [("training.lr", "1e-4")]),
         (["--training.lr=1e-4", "c.json"], ["c.json"], [("training.lr", "1e-4")]),
@@ -124,8 +124,8 @@ def test_flows_keys_work_as_flags(write):
         (["--memory.compile", "--dry-run"], ["--dry-run"], [("memory.compile", "true")]),
     ],
 )
-def test_flags_are_told_from_the_verbs_own_options(words, rest, overrides):
-    assert split_flags(words, ["--name", "--dry-run"]) == (rest, overrides)
+def test_flags_are_distinguished_from_the_verbs_own_options(arguments, rest, overrides):
+    assert split_flags(arguments, ["--name", "--dry-run"]) == (rest, overrides)
 
 
 def test_a_flag_into_a_place_that_is_not_there_is_refused(write, problems):

@@ -56,7 +56,7 @@ def test_flows_chroma_files_load_with_only_paths_and_sizes_changed(write, tmp_pa
 @pytest.mark.parametrize(
     "name", ["training_config.json", "training_config_cfg.json", "training_config_chroma_lora.json"]
 )
-def test_every_key_of_flows_files_is_honoured_or_answered(name):
+def test_every_key_of_flows_files_is_used_or_reported(name):
     data = shipped(name)
     loaded = read_config(FLOW / name)
     known = loaded.config.model_dump()
@@ -70,7 +70,7 @@ def test_every_key_of_flows_files_is_honoured_or_answered(name):
                 assert any(note.startswith(f"{path}: ") for note in loaded.notes)
 
 
-def test_flows_retired_keys_are_answered_once_each(with_aim):
+def test_flows_retired_keys_are_reported_once_each(with_aim):
     notes = read_config(FLOW / "training_config_chroma_lora.json").notes
     answered = [note.split(":")[0] for note in notes]
     assert answered == [
@@ -132,7 +132,7 @@ def test_a_run_goes_without_aim_where_it_is_not_installed(without_aim):
     assert any("pip install 'flowloom[aim]'" in note for note in loaded.notes)
 
 
-def test_aims_keys_without_a_path_are_answered(write):
+def test_aims_keys_without_a_path_are_reported(write):
     loaded = read_config(write({"training": {"aim_experiment_name": "e", "aim_hash": None, "aim_steps": 0}}))
     assert loaded.config.loggers == []
     assert loaded.notes == ["training.aim_experiment_name: no effect without training.aim_path."]
@@ -178,10 +178,10 @@ def test_a_file_that_repeats_flows_key_in_our_section_keeps_ours(write):
     )
 
 
-# What is wrong
+# Problems
 
 
-def test_all_problems_are_listed_with_where_they_stand(write, problems):
+def test_all_problems_are_listed_with_their_locations(write, problems):
     data = {
         "training": {"lr": -1, "master_seed": "x", "batch_size": 3},
         "dataloder": {},
@@ -278,7 +278,7 @@ def test_a_missing_file_names_those_in_its_folder(write, problems):
     assert "config.json" in problems(path.with_name("confg.json"))[""]
 
 
-def test_flows_numbers_in_other_clothes_are_read(write):
+def test_flows_numbers_in_other_notations_are_read(write):
     data = {"training": {"cfg_scale_strength": "5", "lr": "1e-4", "warmup_steps": 5.0}, "lora": {"alpha": 8}}
     config = read_config(write(data)).config
     assert config.lora

@@ -21,7 +21,7 @@ BUCKET = "s3://bucket/folder"
 @pytest.mark.parametrize(
     "text", [BUCKET, "s3:/bucket", "https://host/x.safetensors", "gs://b", "az://b/c", "hf://a/b"]
 )
-def test_an_address_is_told_from_a_path(text: str) -> None:
+def test_an_address_is_distinguished_from_a_path(text: str) -> None:
     assert "is a URL" in local_path_error(text)
 
 
@@ -33,13 +33,13 @@ def test_a_path_is_no_address(text: str) -> None:
 
 
 def test_no_token_in_an_address_is_printed() -> None:
-    told = local_path_error("https://user:hunter2secret@host/x?X-Amz-Signature=abcdef0123456789")
-    assert "hunter2secret" not in told
-    assert "abcdef0123456789" not in told
+    error = local_path_error("https://user:hunter2secret@host/x?X-Amz-Signature=abcdef0123456789")
+    assert "hunter2secret" not in error
+    assert "abcdef0123456789" not in error
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["train", "config.json", "--runs-dir", BUCKET],
         ["train", BUCKET],
@@ -73,12 +73,12 @@ def test_no_token_in_an_address_is_printed() -> None:
     ids=" ".join,
 )
 def test_no_verb_takes_an_address_for_a_path(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.json").write_text("{}")
     try:
-        status = main(words)
+        status = main(arguments)
     except SystemExit as end:
         status = end.code
     assert status == 2
@@ -122,17 +122,17 @@ def test_a_configuration_names_its_addresses_as_problems(path: str, tmp_path: Pa
         }
     with pytest.raises(ConfigError) as error:
         load_config(data, [], tmp_path / "config.json", with_files=True)
-    told = {problem.where: problem.text for problem in error.value.problems}
-    assert "is a URL" in told[path]
+    problems = {problem.where: problem.text for problem in error.value.problems}
+    assert "is a URL" in problems[path]
 
 
 def test_images_and_the_cache_may_be_in_a_store(tmp_path: Path) -> None:
     data = {"dataloader": {"image_folder_path": BUCKET}, "cache": {"dir": BUCKET, "latents": "disk"}}
     with pytest.raises(ConfigError) as error:
         load_config(data, [], tmp_path / "config.json", with_files=True)
-    told = {problem.where for problem in error.value.problems}
-    assert "model.chroma_path" in told
-    assert not told & {"dataloader.image_folder_path", "cache.dir"}
+    paths = {problem.where for problem in error.value.problems}
+    assert "model.chroma_path" in paths
+    assert not paths & {"dataloader.image_folder_path", "cache.dir"}
 
 
 def test_the_trainers_of_others_take_no_addresses_for_paths() -> None:
@@ -141,9 +141,9 @@ def test_the_trainers_of_others_take_no_addresses_for_paths() -> None:
         "training": {"save_folder": BUCKET},
         "inference": {"inference_folder": BUCKET},
     }
-    told = {problem.where for problem in UPSTREAM.check(config) if "is a URL" in problem.text}
-    assert told >= {"model.chroma_path", "training.save_folder", "inference.inference_folder"}
+    paths = {problem.where for problem in UPSTREAM.check(config) if "is a URL" in problem.text}
+    assert paths >= {"model.chroma_path", "training.save_folder", "inference.inference_folder"}
     kohya = json.loads(json.dumps(KOHYA.defaults()))
     kohya["datasets"] = [{"subsets": [{"image_dir": BUCKET}]}]
-    told = {problem.where for problem in KOHYA.check(kohya) if "is a URL" in problem.text}
-    assert "datasets.0.subsets.0.image_dir" in told
+    paths = {problem.where for problem in KOHYA.check(kohya) if "is a URL" in problem.text}
+    assert "datasets.0.subsets.0.image_dir" in paths

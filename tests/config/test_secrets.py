@@ -33,7 +33,7 @@ def test_without_a_file_only_the_environment_counts(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
-def test_a_file_that_others_may_read_is_refused_with_the_cure(secrets_file, mode):
+def test_a_file_that_others_may_read_is_refused_with_a_hint(secrets_file, mode):
     environ = secrets_file({"HF_TOKEN": "hf_topsecret"}, mode)
     with pytest.raises(ConfigError, match="chmod 600") as caught:
         read_secrets(environ)

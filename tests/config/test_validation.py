@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words."""
+"""Problems of a configuration are reported in plain text."""
 
 from __future__ import annotations
 

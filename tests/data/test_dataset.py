@@ -29,7 +29,7 @@ from flowloom.errors import DataError
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
 
 
-def draw_set(folder: Path, name: str, num_rows: int, level: int, **fields: Any) -> dict[str, Any]:
+def make_section(folder: Path, name: str, num_rows: int, level: int, **fields: Any) -> dict[str, Any]:
     """Images of one grey with their JSONL; returns the section that names them."""
     own = folder / name
     own.mkdir()
@@ -69,7 +69,7 @@ def skipped_of(loader: Loader) -> list[Skipped]:
 
 
 def test_each_row_is_read_from_its_own_folder(tmp_path: Path) -> None:
-    config = config_of(draw_set(tmp_path, "cats", 5, 40), draw_set(tmp_path, "dogs", 7, 200))
+    config = config_of(make_section(tmp_path, "cats", 5, 40), make_section(tmp_path, "dogs", 7, 200))
     samples = samples_of(make_loader(config))
     assert sorted(sample.row for sample in samples) == list(range(12))
     for sample in samples:
@@ -79,14 +79,14 @@ def test_each_row_is_read_from_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_without_a_first_one_the_others_are_all(tmp_path: Path) -> None:
-    config = config_of(None, draw_set(tmp_path, "dogs", 7, 200))
+    config = config_of(None, make_section(tmp_path, "dogs", 7, 200))
     assert [one.path.parent.name for one in load_dataset(config).sources] == ["dogs"]
     assert not [problem for problem in check_files(config) if "data" in problem.where]
 
 
 def test_one_more_section_trains_as_the_dataloader_does(tmp_path: Path) -> None:
     """The same rows in the same order, whichever section names them."""
-    section = draw_set(tmp_path, "cats", 23, 40)
+    section = make_section(tmp_path, "cats", 23, 40)
     orders = []
     for config in (config_of(section), config_of(None, section)):
         orders.append([sample.row for sample in samples_of(make_loader(config), epoch=3)])
@@ -94,8 +94,8 @@ def test_one_more_section_trains_as_the_dataloader_does(tmp_path: Path) -> None:
 
 
 def test_repeats_are_exact_over_epochs(tmp_path: Path) -> None:
-    second = draw_set(tmp_path, "dogs", 10, 200) | {"repeats": 2.3}
-    loader = make_loader(config_of(draw_set(tmp_path, "cats", 6, 40), second))
+    second = make_section(tmp_path, "dogs", 10, 200) | {"repeats": 2.3}
+    loader = make_loader(config_of(make_section(tmp_path, "cats", 6, 40), second))
     counts = Counter()
     for epoch in range(10):
         batches = list(loader.batches(epoch))
@@ -109,7 +109,7 @@ def test_repeats_are_exact_over_epochs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("repeats", [1, 1.3])
 def test_epochs_follow_each_other_without_a_gap(tmp_path: Path, repeats: float) -> None:
     """Read on over the end of an epoch: the same batches as epoch by epoch, from anywhere on."""
-    loader = make_loader(config_of(None, draw_set(tmp_path, "cats", 7, 40) | {"repeats": repeats}))
+    loader = make_loader(config_of(None, make_section(tmp_path, "cats", 7, 40) | {"repeats": repeats}))
     expected = [
         (epoch, batch.index, [sample.row for sample in batch.samples])
         for epoch in range(2, 6)
@@ -125,16 +125,16 @@ def test_epochs_follow_each_other_without_a_gap(tmp_path: Path, repeats: float) 
 
 
 def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
-    loader = make_loader(config_of(draw_set(tmp_path, "cats", 3, 40, width=1000)))
+    loader = make_loader(config_of(make_section(tmp_path, "cats", 3, 40, width=1000)))
     why = r"no row is left.*of 3, 3 are wider or taller than 2 to 1 \(ratio_cutoff\)"
     with pytest.raises(DataError, match=why):
         loader.endless(0)
 
 
 def test_regularisation_comes_as_often_as_the_rest(tmp_path: Path) -> None:
-    cats = draw_set(tmp_path, "cats", 5, 40)
-    dogs = draw_set(tmp_path, "dogs", 4, 100) | {"repeats": 3}
-    regular = draw_set(tmp_path, "any", 40, 200) | {"is_regularisation": True, "loss_weight": 0.5}
+    cats = make_section(tmp_path, "cats", 5, 40)
+    dogs = make_section(tmp_path, "dogs", 4, 100) | {"repeats": 3}
+    regular = make_section(tmp_path, "any", 40, 200) | {"is_regularisation": True, "loss_weight": 0.5}
     loader = make_loader(config_of(cats, dogs, regular))
     samples = samples_of(loader)
     assert Counter(sample.dataset for sample in samples) == {0: 5, 1: 12, 2: 17}
@@ -156,16 +156,16 @@ def test_weights_are_shares_of_the_samples(counts: list[int], weights: list[floa
 
 
 def test_sets_have_their_own_resolution_and_batch_size(tmp_path: Path) -> None:
-    large = draw_set(tmp_path, "dogs", 9, 200) | {"base_resolution": 128, "batch_size": 2}
-    alike = draw_set(tmp_path, "birds", 3, 90)
-    batches = list(make_loader(config_of(draw_set(tmp_path, "cats", 9, 40), large, alike)).batches(0))
+    large = make_section(tmp_path, "dogs", 9, 200) | {"base_resolution": 128, "batch_size": 2}
+    alike = make_section(tmp_path, "birds", 3, 90)
+    batches = list(make_loader(config_of(make_section(tmp_path, "cats", 9, 40), large, alike)).batches(0))
     found = Counter((batch.size, len(batch.samples)) for batch in batches)
     # 9 cats and 3 birds share batches of 4.
     assert found == {((64, 64), 4): 3, ((128, 128), 2): 4, ((128, 128), 1): 1}
 
 
 def test_each_resolution_can_have_its_batch_size(tmp_path: Path) -> None:
-    first = draw_set(tmp_path, "cats", 30, 40) | {"base_resolution": [64, 128]}
+    first = make_section(tmp_path, "cats", 30, 40) | {"base_resolution": [64, 128]}
     batches = list(make_loader(config_of(first, batching={"sizes": [6, 2]})).batches(0))
     largest = {
         size: max(len(b.samples) for b in batches if b.size == size) for size in {b.size for b in batches}
@@ -175,7 +175,7 @@ def test_each_resolution_can_have_its_batch_size(tmp_path: Path) -> None:
 
 def test_batches_by_tokens_cost_about_the_same(tmp_path: Path) -> None:
     """16 tokens of image at 64, 64 at 128; captions of 7 characters are 4 more."""
-    first = draw_set(tmp_path, "cats", 100, 40, caption_or_tags="a" * 7) | {"base_resolution": [64, 128]}
+    first = make_section(tmp_path, "cats", 100, 40, caption_or_tags="a" * 7) | {"base_resolution": [64, 128]}
     dataset = load_dataset(config_of(first, batching={"batch_tokens": 200}))
     plan = dataset.plan(1, 0, 0)
     costs = {(64, 64): 20, (128, 128): 68}
@@ -186,7 +186,7 @@ def test_batches_by_tokens_cost_about_the_same(tmp_path: Path) -> None:
 
 
 def test_a_broken_row_of_any_set_is_named_by_its_own_file(tmp_path: Path) -> None:
-    cats, dogs = draw_set(tmp_path, "cats", 5, 40), draw_set(tmp_path, "dogs", 5, 200)
+    cats, dogs = make_section(tmp_path, "cats", 5, 40), make_section(tmp_path, "dogs", 5, 200)
     with Path(dogs["jsonl_metadata_path"]).open("a") as file:
         file.write("no row\n")
     (tmp_path / "dogs" / "3.png").unlink()
@@ -197,7 +197,9 @@ def test_a_broken_row_of_any_set_is_named_by_its_own_file(tmp_path: Path) -> Non
 
 
 def test_joined_rows_are_the_rows_of_their_files(tmp_path: Path) -> None:
-    paths = [Path(draw_set(tmp_path, name, n, 0)["jsonl_metadata_path"]) for name, n in (("a", 2), ("b", 3))]
+    paths = [
+        Path(make_section(tmp_path, name, n, 0)["jsonl_metadata_path"]) for name, n in (("a", 2), ("b", 3))
+    ]
     joined = JoinedMetadata([read_metadata(path) for path in paths])
     rows = [joined.row(i) for i in range(len(joined))]
     assert [(row.index, row.dataset, row.caption) for row in rows] == [
@@ -207,8 +209,8 @@ def test_joined_rows_are_the_rows_of_their_files(tmp_path: Path) -> None:
     assert joined.lines.tolist() == [1, 2, 1, 2, 3]
 
 
-def test_several_captions_take_turns(tmp_path: Path) -> None:
-    section = draw_set(tmp_path, "cats", 8, 40, caption_or_tags=["one", "two", "three"])
+def test_several_captions_alternate(tmp_path: Path) -> None:
+    section = make_section(tmp_path, "cats", 8, 40, caption_or_tags=["one", "two", "three"])
     metadata = read_metadata(Path(section["jsonl_metadata_path"]))
     first = set()
     for i in range(8):
@@ -224,7 +226,7 @@ def test_several_captions_take_turns(tmp_path: Path) -> None:
 
 def half_masked(folder: Path, name: str, kind: str) -> dict[str, Any]:
     """Images of which the left half counts."""
-    section = draw_set(folder, name, 4, 120)
+    section = make_section(folder, name, 4, 120)
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
     if kind == "folder":
@@ -245,7 +247,7 @@ def half_masked(folder: Path, name: str, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("first", ["datasets", "dataloader"])
 def test_masks_come_with_their_images(tmp_path: Path, kind: str, needs_pixels: bool, first: str) -> None:
     section = half_masked(tmp_path, "cats", kind) | {"unmasked_weight": 0.2}
-    plain = draw_set(tmp_path, "dogs", 2, 3)
+    plain = make_section(tmp_path, "dogs", 2, 3)
     config = config_of(section, plain) if first == "dataloader" else config_of(None, section, plain)
     loader = make_loader(config, latents=NoCache() if needs_pixels else AllCached())
     for sample in samples_of(loader):
@@ -282,7 +284,7 @@ def test_a_missing_or_misshapen_mask_is_a_skipped_row(tmp_path: Path) -> None:
         ({"resolution_step": 512, "base_resolution": [256]}, "datasets.0.resolution_step"),
     ],
 )
-def test_contradictions_are_told(section: dict[str, Any], path: str) -> None:
+def test_contradictions_are_reported(section: dict[str, Any], path: str) -> None:
     with pytest.raises(ValueError, match=path):
         config_of(None, {"jsonl_metadata_path": "x.jsonl"} | section)
     with pytest.raises(ValueError, match=r"dataloader\.mask_folder_path"):
@@ -291,7 +293,7 @@ def test_contradictions_are_told(section: dict[str, Any], path: str) -> None:
         config_of(None, batching={"sizes": [1, 2]})
 
 
-def test_missing_files_of_every_set_are_told(tmp_path: Path) -> None:
+def test_missing_files_of_every_dataset_are_reported(tmp_path: Path) -> None:
     config = config_of(
         None,
         {"jsonl_metadata_path": str(tmp_path / "none.jsonl")},

@@ -109,7 +109,7 @@ def test_a_second_reading_takes_the_index_and_finds_the_same(tmp_path: Path, ind
     assert [problem.line for problem in again.problems] == [51]
 
 
-def test_a_changed_file_is_indexed_anew(tmp_path: Path, indexed: None) -> None:
+def test_a_changed_file_is_indexed_again(tmp_path: Path, indexed: None) -> None:
     path = write(tmp_path / "d.jsonl")
     read_metadata(path)
     write(path, 51)
@@ -123,7 +123,7 @@ def test_a_changed_file_is_indexed_anew(tmp_path: Path, indexed: None) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "header", "other"])
-def test_a_damaged_index_is_made_anew(tmp_path: Path, indexed: None, damage: str) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path, indexed: None, damage: str) -> None:
     path = write(tmp_path / "d.jsonl")
     read_metadata(path)
     beside, _ = index.index_paths(path)

@@ -79,7 +79,7 @@ def test_captions_stay_with_their_images(tmp_path: Path, ten: list[dict[str, Any
         assert sample.caption == f"grey {sample.row}"
 
 
-def test_an_epoch_can_be_taken_up_anywhere(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
+def test_an_epoch_can_be_resumed_anywhere(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
     loader = make_loader(make_dataset(tmp_path, ten))
     whole = [[s.row for s in batch.samples] for batch in loader.batches(3)]
     assert len(whole) == loader.num_batches(3) == 3
@@ -145,7 +145,7 @@ def test_held_out_rows_stay_the_same_when_rows_are_added(tmp_path: Path, ten: li
     assert not ((few.training.row_buckets >= 0) & (few.validation(100).row_buckets >= 0)).any()
 
 
-def test_each_row_draws_one_of_several_resolutions(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
+def test_each_row_has_one_of_several_resolutions(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ten * 20))
     config = {
         "jsonl_metadata_path": str(tmp_path / "data.jsonl"),

@@ -26,7 +26,7 @@ def test_a_row_needs_no_loss_weight_and_no_flags(tmp_path: Path) -> None:
     assert (row.loss_weight, row.is_tag_based, row.is_url_based) == (1.0, False, False)
 
 
-def test_flow_rows_are_read_as_they_are(tmp_path: Path) -> None:
+def test_flow_rows_are_read_unchanged(tmp_path: Path) -> None:
     full = GOOD | {"is_tag_based": True, "is_url_based": True, "loss_weight": 0.25, "extra": [1, 2]}
     row = read_metadata(write(tmp_path / "d.jsonl", full)).row(0)
     assert (row.is_tag_based, row.is_url_based, row.loss_weight) == (True, True, 0.25)

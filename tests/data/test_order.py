@@ -130,7 +130,7 @@ def test_where_every_row_comes_once_the_epoch_counts() -> None:
     assert [plan[i].showings.tolist() for i in range(len(plan))] == [[6, 6, 6], [6, 6]]
 
 
-def test_each_epoch_has_an_order_of_its_own_and_always_the_same() -> None:
+def test_each_epoch_has_its_own_order_and_always_the_same() -> None:
     column = np.zeros(100, dtype=np.int64)
     first, second = (plan_epoch(column, 4, 7, epoch).rows.tolist() for epoch in (0, 1))
     assert first != second
@@ -190,7 +190,7 @@ PLANS = {
     ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     data=st.data(),
 )
-def test_an_epoch_goes_on_with_any_number_of_ranks(
+def test_an_epoch_continues_with_any_number_of_ranks(
     row_buckets: list[int],
     seed: int,
     epoch: int,

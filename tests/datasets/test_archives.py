@@ -39,7 +39,7 @@ def tarred(*members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w") -> by
 
 
 def unpacked(tmp_path: Path, content: bytes) -> tuple[UnpackReport, dict[str, bytes]]:
-    """What became of an archive, and the files that it brought."""
+    """The result of unpacking an archive, and its files."""
     (tmp_path / "archive").write_bytes(content)
     folder = tmp_path / "set"
     folder.mkdir(exist_ok=True)

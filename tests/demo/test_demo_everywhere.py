@@ -1,4 +1,4 @@
-"""The demo's own configuration, pictures and models give the same losses wherever the pictures come from."""
+"""The demo's own configuration, images and models give the same losses wherever the images come from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DISK = {"latents": "disk", "text": "disk"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
-    """What `flowloom demo` makes first."""
+    """The images and models that `flowloom demo` makes first."""
     made = build(tmp_path_factory.mktemp("demo"), SIZE)
     write_base(made.folder / "chroma.safetensors")
     return made
@@ -86,7 +86,7 @@ def test_the_demo_trains_alike_from_a_jsonl_an_object_store_and_a_cache(
 def test_the_demo_trains_alike_from_a_folder(
     data: DemoData, config_of: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """Captions in files beside the pictures, as `flowloom dataset build` reads them."""
+    """Captions in files beside the images, as `flowloom dataset build` reads them."""
     folder, rows = tmp_path / "folder", {}
     folder.mkdir()
     for line in data.jsonl.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A data set of drawn pictures and runs on the tiny family: what every engine test starts from."""
+"""A dataset of synthetic images and runs on the tiny family, the basis of every engine test."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), 
 
 
 @pytest.fixture(scope="session")
-def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 22 pictures of coloured bars in two shapes, and data.jsonl."""
+def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 22 images of coloured bars in two shapes, and data.jsonl."""
     folder = tmp_path_factory.mktemp("drawn")
     rows = []
     for i in range(22):
@@ -45,8 +45,8 @@ def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(drawn_data: Path, tiny_family: Any) -> Callable[..., RunConfig]:
-    """`make_config(training={...}, ...)`: a small run on the drawn pictures, merged over the defaults."""
+def make_config(synthetic_data: Path, tiny_family: Any) -> Callable[..., RunConfig]:
+    """`make_config(training={...}, ...)`: a small run on the synthetic images, merged over the defaults."""
     defaults: dict[str, dict[str, Any]] = {
         "training": {
             "lr": 1e-3,
@@ -57,8 +57,8 @@ def make_config(drawn_data: Path, tiny_family: Any) -> Callable[..., RunConfig]:
         },
         "dataloader": {
             "batch_size": 4,
-            "jsonl_metadata_path": str(drawn_data / "data.jsonl"),
-            "image_folder_path": str(drawn_data),
+            "jsonl_metadata_path": str(synthetic_data / "data.jsonl"),
+            "image_folder_path": str(synthetic_data),
             "base_resolution": [64],
             "resolution_step": 16,
             "ratio_cutoff": 3.0,

@@ -1,4 +1,4 @@
-"""What engine processes of tests import before they are forked."""
+"""Modules that engine processes of tests import before they are forked."""
 
 from diffusers import AutoencoderKL  # noqa: F401
 from transformers import T5EncoderModel  # noqa: F401

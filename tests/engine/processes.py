@@ -19,14 +19,16 @@ _forks.set_forkserver_preload(["tests.engine.preload"])
 
 
 class ForkedProcess:
-    """`call()` in a process of its own, with standard output and error in a file; an API like Popen's."""
+    """`call()` in a separate process, with standard output and error in a file; an API like Popen's."""
 
-    def __init__(self, call: Callable[..., int], *words: object, environ: Mapping[str, str] | None = None):
+    def __init__(
+        self, call: Callable[..., int], *arguments: object, environ: Mapping[str, str] | None = None
+    ):
         handle, name = tempfile.mkstemp(prefix="flowloom-test-")
         os.close(handle)
         self._output = Path(name)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})}
-        self._process = _forks.Process(target=_run, args=(call, words, environment, name), daemon=True)
+        self._process = _forks.Process(target=_run, args=(call, arguments, environment, name), daemon=True)
         self._process.start()
 
     @property
@@ -55,7 +57,9 @@ class ForkedProcess:
         return self._output.read_text(errors="replace")
 
 
-def _run(call: Callable[..., int], words: tuple[object, ...], environ: dict[str, str], output: str) -> None:
+def _run(
+    call: Callable[..., int], arguments: tuple[object, ...], environ: dict[str, str], output: str
+) -> None:
     os.environ.clear()
     os.environ.update(environ)
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -65,7 +69,7 @@ def _run(call: Callable[..., int], words: tuple[object, ...], environ: dict[str,
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    sys.exit(call(*words))
+    sys.exit(call(*arguments))
 
 
 def _engine(run_dir: str) -> int:

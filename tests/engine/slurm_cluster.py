@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine, in a folder of its own."""
+"""A real Slurm cluster of two nodes on this machine, in a separate folder."""
 
 from __future__ import annotations
 

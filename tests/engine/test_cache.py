@@ -69,11 +69,11 @@ def test_a_cache_that_was_never_filled_asks_for_the_encoders(
         losses(make_run(model=own_encoders, cache=on_disk(tmp_path / "cache")))
 
 
-def test_filling_again_does_nothing_and_a_changed_image_or_caption_is_made_anew(
-    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+def test_filling_again_does_nothing_and_a_changed_image_or_caption_is_encoded_again(
+    make_config: Callable[..., RunConfig], synthetic_data: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(drawn_data, data)
+    shutil.copytree(synthetic_data, data)
     loader = {"jsonl_metadata_path": str(data / "data.jsonl"), "image_folder_path": str(data)}
     config = make_config(dataloader=loader, cache=on_disk(tmp_path / "cache", caption_variants=2))
     first = fill(config)
@@ -118,18 +118,18 @@ def test_pruning_keeps_what_the_configurations_use(
     assert fill(small).images == 0
 
 
-def test_what_cannot_be_judged_is_not_pruned(
+def test_records_that_cannot_be_judged_are_not_pruned(
     make_config: Callable[..., RunConfig],
-    drawn_data: Path,
+    synthetic_data: Path,
     tmp_path: Path,
     files: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that is down, or a folder that is not mounted, says nothing of the images there."""
     monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
-    rows = [json.loads(line) for line in (drawn_data / "data.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (synthetic_data / "data.jsonl").read_text().splitlines()]
     for row in rows:
-        files.contents[f"/{row['filename']}"] = (drawn_data / row["filename"]).read_bytes()
+        files.contents[f"/{row['filename']}"] = (synthetic_data / row["filename"]).read_bytes()
         row |= {"filename": f"{files.url}/{row['filename']}", "is_url_based": True}
 
     def of(rows: list[dict[str, Any]]) -> RunConfig:
@@ -154,7 +154,7 @@ def test_what_cannot_be_judged_is_not_pruned(
     config = make_config(
         cache=on_disk(tmp_path / "local"), dataloader={"image_folder_path": str(tmp_path / "disk")}
     )
-    shutil.copytree(drawn_data, tmp_path / "disk")
+    shutil.copytree(synthetic_data, tmp_path / "disk")
     assert fill(config).images == 22
     (tmp_path / "disk").rename(tmp_path / "away")
     pruned = prune([config])
@@ -196,7 +196,7 @@ def test_shuffled_captions_come_back_after_their_variants(
     assert stats(make_config(cache=cache)).kinds["caption-states"][0] == report.captions
 
 
-def test_captions_that_are_shuffled_anew_are_not_kept(
+def test_captions_that_are_shuffled_each_time_are_not_kept(
     make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     cache = on_disk(tmp_path / "cache", caption_variants=0)
@@ -206,21 +206,21 @@ def test_captions_that_are_shuffled_anew_are_not_kept(
     assert stats(make_config(cache=cache)).kinds["caption-states"][0] == prose
 
 
-def test_a_filled_cache_has_what_any_epoch_of_several_data_sets_needs(
+def test_a_filled_cache_has_all_that_any_epoch_of_several_datasets_needs(
     make_run: Callable[..., RunDir],
     make_config: Callable[..., RunConfig],
     own_encoders: dict[str, str],
-    drawn_data: Path,
+    synthetic_data: Path,
     tmp_path: Path,
 ) -> None:
     """Rows that do not come every epoch, and held-out rows of several captions."""
     other = tmp_path / "other"
-    shutil.copytree(drawn_data, other)
+    shutil.copytree(synthetic_data, other)
     rows = [json.loads(line) for line in (other / "data.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
-        picture = other / f"other {number}.png"
-        picture.write_bytes((other / row["filename"]).read_bytes() + b"x")
-        row |= {"filename": picture.name, "caption_or_tags": [f"one {number}", f"two {number}"]}
+        path = other / f"other {number}.png"
+        path.write_bytes((other / row["filename"]).read_bytes() + b"x")
+        row |= {"filename": path.name, "caption_or_tags": [f"one {number}", f"two {number}"]}
     (other / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     section = {"jsonl_metadata_path": str(other / "data.jsonl"), "image_folder_path": str(other)}
     sections: dict[str, Any] = {
@@ -239,15 +239,15 @@ def test_all_captions_of_an_image_are_trained_from_a_filled_cache(
     make_run: Callable[..., RunDir],
     make_config: Callable[..., RunConfig],
     own_encoders: dict[str, str],
-    drawn_data: Path,
+    synthetic_data: Path,
     tmp_path: Path,
     repeats: float,
 ) -> None:
     """Twelve captions for an image and eight variants of each; stopped and resumed within the first epoch."""
-    lines = (drawn_data / "data.jsonl").read_text().splitlines()[:4]
+    lines = (synthetic_data / "data.jsonl").read_text().splitlines()[:4]
     rows = [json.loads(line) | {"caption_or_tags": [f"{n}, caption" for n in range(12)]} for line in lines]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paths = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(drawn_data)}
+    paths = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(synthetic_data)}
     epochs = math.ceil(12 / repeats)
     sections: dict[str, Any] = {
         "dataloader": {"jsonl_metadata_path": "", "uncond_percentage": 0.0},
@@ -273,13 +273,13 @@ def test_all_captions_of_an_image_are_trained_from_a_filled_cache(
     assert len(losses(run_dir)) > 1
 
 
-def test_what_a_fill_leaves_out_is_said_of_the_data_set_that_has_it(
-    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+def test_rows_that_a_fill_leaves_out_are_reported_with_their_dataset(
+    make_config: Callable[..., RunConfig], synthetic_data: Path, tmp_path: Path
 ) -> None:
     """The same line of two files is two rows."""
     sections = []
     for name in ("one", "other"):
-        shutil.copytree(drawn_data, tmp_path / name)
+        shutil.copytree(synthetic_data, tmp_path / name)
         (tmp_path / name / "03.png").write_bytes(b"no picture")
         sections.append(
             {

@@ -28,7 +28,7 @@ IMAGES, RANKS, KILLS = 240, 2, 3
 
 @pytest.fixture
 def many(tmp_path: Path) -> dict[str, Any]:
-    """Keys of `dataloader` for pictures that take a second or two to encode."""
+    """Keys of `dataloader` for images that take a second or two to encode."""
     draw, rows = np.random.default_rng(0), []
     for i in range(IMAGES):
         Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
@@ -96,9 +96,9 @@ def test_processes_killed_at_random_moments_double_and_lose_nothing(
     assert not list(folder.glob("*.open")), "what the killed left is taken in"
     assert before <= records(folder).keys(), f"seed {seed}: something that was there is gone"
     assert records(folder) == records(tmp_path / "whole"), f"seed {seed}"
-    told = stats(killed)
-    assert told.twice == 0, f"seed {seed}: encoded twice"
-    assert told.kinds["image-latents"][0] == IMAGES
+    statistics = stats(killed)
+    assert statistics.twice == 0, f"seed {seed}: encoded twice"
+    assert statistics.kinds["image-latents"][0] == IMAGES
     assert list(verify(killed)) == []
     again = fill(killed)
     assert (again.images, again.captions) == (0, 0)

@@ -29,11 +29,11 @@ BRIEFLY = {"patience_minutes": 0.02, "tries": 2, "read_ahead_mib": 0.01}
 
 
 @pytest.fixture
-def stored(drawn_data: Path, tmp_path: Path, storage: StorageSection) -> str:
+def stored(synthetic_data: Path, tmp_path: Path, storage: StorageSection) -> str:
     """The images in the store."""
     address = f"s3://loom/{tmp_path.name}"
     store = open_source(address, storage)
-    for path in drawn_data.glob("*.png"):
+    for path in synthetic_data.glob("*.png"):
         store.write(path.name, path)
     return address
 
@@ -92,20 +92,20 @@ def test_losses_are_equal_when_access_comes_back(
         storage=storage.model_dump() | {"endpoint": faulty.url, "tries": 2, "read_ahead_mib": 0.01},
         limits={"max_steps": STEPS},
     )
-    told: list[str] = []
+    messages: list[str] = []
 
     def hear(event: dict[str, Any]) -> None:
         if event["kind"] == "step" and event["step"] == 2:
             faulty.plan = lambda *_: fault
         if event["kind"] == "warning":
-            told.append(event["message"])
+            messages.append(event["message"])
             faulty.plan = lambda *_: None
 
     run_engine(run_dir, hear)
     assert losses(run_dir) == expected
-    assert len(told) == 2
-    assert f"{stored} denies access (40" in told[0]
-    assert f"{stored} grants access again" in told[1]
+    assert len(messages) == 2
+    assert f"{stored} denies access (40" in messages[0]
+    assert f"{stored} grants access again" in messages[1]
 
 
 def test_revoked_keys_end_the_run_with_a_checkpoint_and_new_ones_continue_it(
@@ -220,13 +220,13 @@ def test_a_cache_in_a_store_waits_for_access_or_ends_the_run_with_a_checkpoint(
     if recovers:
         sections["storage"] |= {"patience_minutes": 60.0}
     run_dir = make_run("run", **sections, limits={"max_steps": STEPS})
-    told: list[str] = []
+    messages: list[str] = []
 
     def hear(event: dict[str, Any]) -> None:
         if event["kind"] == "step" and event["step"] == 2:
             faulty.plan = lambda *_: "expired"
         if event["kind"] == "warning":
-            told.append(event["message"])
+            messages.append(event["message"])
             if recovers:
                 faulty.plan = lambda *_: None
 
@@ -237,12 +237,12 @@ def test_a_cache_in_a_store_waits_for_access_or_ends_the_run_with_a_checkpoint(
         faulty.plan = lambda *_: None
     run_engine(run_dir, hear)
     assert losses(run_dir) == expected
-    assert "denies access (400 ExpiredToken)" in told[0]
+    assert "denies access (400 ExpiredToken)" in messages[0]
 
 
 def test_a_fill_a_prune_and_a_lint_blame_no_row_either(
     make_config: Callable[..., RunConfig],
-    drawn_data: Path,
+    synthetic_data: Path,
     stored: str,
     tmp_path: Path,
     storage: StorageSection,
@@ -265,7 +265,7 @@ def test_a_fill_a_prune_and_a_lint_blame_no_row_either(
     assert "access denied" in prune([config]).unjudged
     monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
     with pytest.raises(StoreDenied):
-        lint([str(drawn_data / "data.jsonl"), "--images", stored])
+        lint([str(synthetic_data / "data.jsonl"), "--images", stored])
     faulty.plan = lambda *_: None
     assert prune([config]).unjudged == ""
 

@@ -72,7 +72,7 @@ def test_an_encoder_replaced_by_one_of_the_same_name_size_and_time_is_noticed(
 
 
 def test_the_shards_of_an_index_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the index is named, or its folder; deleting them later leaves the key as it is."""
+    """Where the index is named, or its folder; deleting them later leaves the key unchanged."""
     make_settled(monkeypatch)
     folder = tmp_path / "t5"
     folder.mkdir()
@@ -97,7 +97,7 @@ def test_the_shards_of_an_index_count(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_encoders_are_hashed_once_and_records_of_earlier_versions_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They knew name, size and time alone: the files are hashed once more, and caches are not filled anew."""
+    """They knew name, size and time alone: the files are hashed again, and caches are not filled again."""
     make_settled(monkeypatch)
     vae, link = tmp_path / "ae.safetensors", tmp_path / "link.safetensors"
     vae.write_bytes(b"weights")

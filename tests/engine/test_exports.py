@@ -72,8 +72,8 @@ def test_a_dora_is_exported_with_the_scales_that_lycoris_takes(
     dora_run: RunDir, choice: str, kept: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "kohya.safetensors"
-    words = ["export", str(dora_run.path), "--format", "kohya", "--weights", choice, "-o", str(out)]
-    assert main(words) == 0
+    arguments = ["export", str(dora_run.path), "--format", "kohya", "--weights", choice, "-o", str(out)]
+    assert main(arguments) == 0
     exported = read(out)
     for name, tensor in read(dora_run.checkpoint_dir(3) / "state" / f"{kept}.safetensors").items():
         if name.endswith(".dora_scale"):
@@ -87,11 +87,11 @@ def test_an_export_that_needs_the_base_says_so(dora_run: RunDir, tmp_path: Path,
     lone = tmp_path / "alone" / "fox.safetensors"
     lone.parent.mkdir()
     (dora_run.checkpoint_dir(3) / "adapter.safetensors").rename(lone)
-    words = ["export", str(lone), "--format", "diffusers", "-o", str(tmp_path / "out.safetensors")]
-    assert main(words) == 2
+    arguments = ["export", str(lone), "--format", "diffusers", "-o", str(tmp_path / "out.safetensors")]
+    assert main(arguments) == 2
     assert "Name the base model that this DoRA was trained on" in capsys.readouterr().err
     base = dora_run.read_config().model.chroma_path
-    assert main([*words, "--base", base]) == 0
+    assert main([*arguments, "--base", base]) == 0
 
 
 @pytest.mark.parametrize("verb", ["export", "merge", "sample"])
@@ -112,19 +112,19 @@ def test_a_flux_lora_with_a_text_encoder_is_used_without_it(
         f"{clip}.lora_up.weight": torch.ones(8, 2),
     }
     save_weights(path, tensors, {})
-    words = {
+    arguments = {
         "export": ["export", str(path), "--format", "comfy", "-o", str(out)],
         "merge": ["export", str(path), "--format", "merged", "--base", str(base), "-o", str(out)],
-        "sample": sample_words(tiny_family, base, path, out),
+        "sample": sample_arguments(tiny_family, base, path, out),
     }[verb]
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert f"2 of a text encoder or of trained embeddings: {clip}" in capsys.readouterr().err
     if verb == "merge":
         name = "final_layer.linear.weight"
         torch.testing.assert_close(read(out)[name], read(base)[name] + 2.0)
 
 
-def sample_words(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
+def sample_arguments(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
     config = out.with_name("config.json")
     t5 = str(tiny_family.t5_path)
     model = {
@@ -134,14 +134,14 @@ def sample_words(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
         "t5_tokenizer_path": t5,
     }
     config.write_text(json.dumps({"model": model}))
-    words = ["sample", str(base), "--config", str(config), "--lora", str(lora), "--prompt", "a fox"]
-    return [*words, "--steps", "1", "--size", "64x64", "-o", str(out)]
+    arguments = ["sample", str(base), "--config", str(config), "--lora", str(lora), "--prompt", "a fox"]
+    return [*arguments, "--steps", "1", "--size", "64x64", "-o", str(out)]
 
 
 def test_a_merge_is_what_was_trained(dora_run: RunDir, tmp_path: Path) -> None:
     out = tmp_path / "merged.safetensors"
-    words = ["export", str(dora_run.path), "--format", "merged", "--weights", "raw", "-o", str(out)]
-    assert main(words) == 0
+    arguments = ["export", str(dora_run.path), "--format", "merged", "--weights", "raw", "-o", str(out)]
+    assert main(arguments) == 0
     base = read(Path(dora_run.read_config().model.chroma_path))
     expected = trained_weights(read(dora_run.checkpoint_dir(3) / "state" / "weights.safetensors"), base)
     dtype = next(iter(open_weights(out).dtypes.values()))
@@ -181,9 +181,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("key", "file", "words"), WRONG)
+@pytest.mark.parametrize(("key", "file", "message"), WRONG)
 def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
-    key: str, file: str, words: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
+    key: str, file: str, message: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
 ) -> None:
     """`train` makes no run, the preflight and the studio list it, the engine's own process says it too."""
     config = make_config().model_dump(mode="json")
@@ -193,25 +193,25 @@ def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
     assert main(["train", str(path), "--runs-dir", str(runs_dir)]) == 2
     said = capsys.readouterr().err
     assert f"model.{key}: " in said
-    assert words in said
+    assert message in said
     assert not runs_dir.exists()
     found = [problem for problem in TRAINER.check(config) if problem.where == f"model.{key}"]
-    assert [words in problem.text for problem in found] == [True]
+    assert [message in problem.text for problem in found] == [True]
     assert main(["preflight", str(path), "--json"]) != 0
     listed = [
         one for one in json.loads(capsys.readouterr().out)["problems"] if one["where"] == f"model.{key}"
     ]
-    assert [words in one["message"] for one in listed] == [True]
-    with pytest.raises(ConfigError, match=words):
+    assert [message in one["message"] for one in listed] == [True]
+    with pytest.raises(ConfigError, match=message):
         build(RunConfig.model_validate(config), Ranks())
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "message"),
     [("chroma", "is Chroma, not a LoRA"), ("vae", "not a LoRA"), ("gguf", "is a GGUF file")],
 )
-def test_what_is_no_adapter_is_not_taken_for_one(
-    file: str, words: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
+def test_other_files_are_not_taken_for_adapters(
+    file: str, message: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
 ) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(make_config().model_dump(mode="json")))
@@ -227,22 +227,22 @@ def test_what_is_no_adapter_is_not_taken_for_one(
         str(tmp_path / "s"),
     ]
     assert main([*sample, "--lora", str(files[file])]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert main(["export", str(files[file]), "--format", "comfy", "-o", out]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     problems = {
         name: ALL[name].check({"source_path": str(files[file]), "base_path": str(files["chroma"])})
         for name in ("export", "merge")
     }
-    assert all(problem.where == "source_path" and words in problem.text
+    assert all(problem.where == "source_path" and message in problem.text
                for found in problems.values() for problem in found)  # fmt: skip
     assert [len(found) for found in problems.values()] == [1, 1]
 
 
 def test_a_merge_into_another_model_is_refused(files: dict[str, Path], tmp_path: Path, capsys) -> None:
-    words = ["export", str(files["lora"]), "--format", "merged", "-o", str(tmp_path / "out.safetensors")]
+    arguments = ["export", str(files["lora"]), "--format", "merged", "-o", str(tmp_path / "out.safetensors")]
     for base, said in (("vae", "Chroma's network goes here"), ("scaled", "scaled float8"), ("gguf", "GGUF")):
-        assert main([*words, "--base", str(files[base])]) == 2
+        assert main([*arguments, "--base", str(files[base])]) == 2
         assert said in capsys.readouterr().err
         config = {"source_path": str(files["lora"]), "base_path": str(files[base])}
         (problem,) = ALL["merge"].check(config)

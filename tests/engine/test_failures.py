@@ -212,7 +212,9 @@ def test_an_unexpected_error_is_one_line_and_the_log_has_all_of_it(make_run: Cal
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
-def test_a_compiler_that_fails_is_told_in_one_line(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_reported_in_one_line(
+    make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "g++ 12.2.0" && exit 0\n'
@@ -242,10 +244,10 @@ def test_a_compiler_that_fails_is_told_in_one_line(make_run: Callable[..., RunDi
     assert len(run_dir.log_txt.read_text()) > 1000
 
 
-def test_a_full_disk_is_told_with_the_numbers(tmp_path: Path) -> None:
-    told = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.ENOSPC, "full"), 300_000))
-    assert "the disk is full (293.0 KiB needed, " in told
-    assert size_text(shutil.disk_usage(tmp_path).free).split(".")[0] in told
+def test_a_full_disk_is_reported_with_the_numbers(tmp_path: Path) -> None:
+    message = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.ENOSPC, "full"), 300_000))
+    assert "the disk is full (293.0 KiB needed, " in message
+    assert size_text(shutil.disk_usage(tmp_path).free).split(".")[0] in message
     limit = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.EFBIG, "limit"), 300_000))
     assert "free" not in limit
     assert "disk is full" not in limit

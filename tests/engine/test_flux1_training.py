@@ -130,15 +130,15 @@ def run_flowloom(*arguments: object) -> str:
 
 
 def test_the_command_line_trains_and_exports_a_lora_that_diffusers_loads(
-    drawn_data: Path, tiny_flux1_dir: Path, tmp_path: Path
+    synthetic_data: Path, tiny_flux1_dir: Path, tmp_path: Path
 ):
     from diffusers import FluxPipeline
 
     config = {
         "model": {"path": str(tiny_flux1_dir), "t5_max_length": MAX_LENGTH},
         "dataloader": {
-            "jsonl_metadata_path": str(drawn_data / "data.jsonl"),
-            "image_folder_path": str(drawn_data),
+            "jsonl_metadata_path": str(synthetic_data / "data.jsonl"),
+            "image_folder_path": str(synthetic_data),
             "base_resolution": [64],
             "resolution_step": 16,
             "batch_size": 2,

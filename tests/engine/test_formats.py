@@ -52,7 +52,7 @@ def with_encoders_of(components: Components, dtype: torch.dtype) -> Components:
 
 @pytest.fixture(scope="module")
 def in_fp32(make_config: Callable[..., RunConfig]) -> tuple[float, float, Any]:
-    """What is measured where everything is float32."""
+    """The measurements where everything is float32."""
     return measured(build(make_config(**SECTIONS), Ranks()))
 
 
@@ -73,21 +73,21 @@ def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image
     config = make_config(**SECTIONS, cache=own, parallel={"dtype": compute, "device": "cpu"})
     components = with_encoders_of(build(config, Ranks()), encodes_in)
     for _ in range(2):
-        loss, validated, picture = measured(components)
+        loss, validated, image = measured(components)
         assert loss == pytest.approx(in_fp32[0], rel=0.02)
         assert validated == pytest.approx(in_fp32[1], rel=0.02)
-        assert np.abs(picture - in_fp32[2]).mean() < 2
+        assert np.abs(image - in_fp32[2]).mean() < 2
 
 
 def measured(components: Components) -> tuple[float, float, Any]:
-    """The loss of an update, that of held-out rows, and an image drawn with a negative prompt."""
+    """The loss of an update, that of held-out rows, and an image generated with a negative prompt."""
     loaded = next(iter(components.loader.batches(0)))
     loss = train_step(components.state, prepare(components.state, loaded, components.encoders)).loss.item()
     assert components.validation is not None
     (validated,) = validation_loss(components.state, components.validation, components.encoders).values()
     params = SamplingParams(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)
-    pictures = components.sample_generator.generate(["red, bar", "green bar, number 3"], [1, 2], params)
-    return loss, validated, np.stack([np.asarray(picture).astype(int) for picture in pictures])
+    images = components.sample_generator.generate(["red, bar", "green bar, number 3"], [1, 2], params)
+    return loss, validated, np.stack([np.asarray(image).astype(int) for image in images])
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2, "base_model_quant_level": "8bit"}])

@@ -57,8 +57,8 @@ def test_a_complete_cache_trains_without_the_encoder_files(
     assert found.memory
     assert found.disk
     assert TRAINER.check(json.loads(path.read_text())) == []
-    words = ["--runs-dir", str(tmp_path / "runs"), "--name", "run"]
-    assert main(["train", str(path), *words]) == 0
+    arguments = ["--runs-dir", str(tmp_path / "runs"), "--name", "run"]
+    assert main(["train", str(path), *arguments]) == 0
     run_dir = RunDir.open(tmp_path / "runs" / "run")
     assert main(["resume", str(run_dir.path), "--limits.max_steps", "4"]) == 0
     steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
@@ -66,10 +66,10 @@ def test_a_complete_cache_trains_without_the_encoder_files(
 
 
 @pytest.mark.parametrize("key", ["vae_path", "t5_path"])
-def test_what_an_incomplete_cache_lacks_is_reported_before_the_start(
-    written: Callable[..., Path], own_encoders: dict[str, str], drawn_data: Path, tmp_path: Path, key: str
+def test_missing_records_of_an_incomplete_cache_are_reported_before_the_start(
+    written: Callable[..., Path], own_encoders: dict[str, str], synthetic_data: Path, tmp_path: Path, key: str
 ) -> None:
-    shutil.copytree(drawn_data, tmp_path / "data")
+    shutil.copytree(synthetic_data, tmp_path / "data")
     jsonl = tmp_path / "data" / "data.jsonl"
     lines = jsonl.read_text().splitlines(keepends=True)
     jsonl.write_text("".join(lines[:20]))
@@ -99,7 +99,7 @@ def test_what_an_incomplete_cache_lacks_is_reported_before_the_start(
         ({"cache": {"caption_variants": 0}, "dataloader": {"shuffle_tags": False}}, set()),
     ],
 )
-def test_what_no_cache_replaces_is_still_asked_for(
+def test_files_that_no_cache_replaces_are_still_required(
     written: Callable[..., Path], tmp_path: Path, sections: dict[str, Any], needed: set[str]
 ) -> None:
     content = json.loads(written(**sections).read_text())
@@ -110,7 +110,7 @@ def test_what_no_cache_replaces_is_still_asked_for(
     assert ("Previews need it" in str(problems)) == ("inference" in sections)
 
 
-def test_a_path_that_is_not_named_is_asked_for_with_a_cache_too(written: Callable[..., Path]) -> None:
+def test_a_path_that_is_not_named_is_required_with_a_cache_too(written: Callable[..., Path]) -> None:
     content = json.loads(written(model={"vae_path": "", "t5_path": ""}).read_text())
     problems = {problem.where: problem.text for problem in TRAINER.check(content)}
     assert "is needed" in problems["model.vae_path"]

@@ -48,14 +48,14 @@ def test_an_adapter_on_an_untrained_base_is_warned_of_with_the_cause(
     run_engine(run_dir, Progress(terminal))
     events = list(read_events(run_dir.events_jsonl))
     assert {event["grad_norm"] for event in events if event["kind"] == "step"} == {0.0}
-    (told,) = warnings(run_dir)
-    assert str(untrained_base) in told["message"]
-    assert "all zeros" in told["message"]
-    assert "model.chroma_path" in told["hint"]
-    before = [event for event in events[: events.index(told)] if event["kind"] == "step"]
+    (warning,) = warnings(run_dir)
+    assert str(untrained_base) in warning["message"]
+    assert "all zeros" in warning["message"]
+    assert "model.chroma_path" in warning["hint"]
+    before = [event for event in events[: events.index(warning)] if event["kind"] == "step"]
     assert len(before) == min(steps, 5)
     assert "all zeros" in terminal.getvalue()
-    assert told["hint"] in terminal.getvalue()
+    assert warning["hint"] in terminal.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
@@ -89,7 +89,7 @@ def test_a_run_that_learns_is_not_warned_of(
     assert warnings(run_dir) == []
 
 
-def test_training_an_untrained_network_whole_is_no_fault(
+def test_training_an_untrained_network_completely_is_no_fault(
     make_run: Callable[..., RunDir], untrained_base: Path
 ) -> None:
     run_dir = with_base(make_run(limits={"max_steps": 7}), untrained_base)
@@ -111,8 +111,8 @@ def test_weights_that_never_get_a_gradient_are_named(
     adapter = {"lora": {"rank": 2, "alpha": 2, "target_layers": layers}}
     run_dir = with_base(make_run(**adapter, limits={"max_steps": 7}), base)
     run_engine(run_dir)
-    (told,) = warnings(run_dir)
-    assert told["message"].startswith("2 of 4 trained weights got no gradient in the first 5 steps")
-    assert "double_blocks.0.img_attn.qkv" in told["message"]
-    assert "img_mlp" not in told["message"]
-    assert "lora.target_layers" in told["hint"]
+    (warning,) = warnings(run_dir)
+    assert warning["message"].startswith("2 of 4 trained weights got no gradient in the first 5 steps")
+    assert "double_blocks.0.img_attn.qkv" in warning["message"]
+    assert "img_mlp" not in warning["message"]
+    assert "lora.target_layers" in warning["hint"]

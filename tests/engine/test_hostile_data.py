@@ -30,8 +30,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def bomb() -> bytes:
     """A PNG whose header claims 20,000 x 10,000 pixels."""
-    picture = bytearray(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
-    return bytes(picture)
+    image = bytearray(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
+    return bytes(image)
 
 
 def good_files() -> dict[str, bytes]:
@@ -118,8 +118,8 @@ def test_too_many_bad_rows_stop_the_run_with_the_list(
     assert "skipped_percentage" in str(caught.value)
 
 
-def broken_pictures(folder: Path, num_good: int, num_broken: int) -> dict[str, Any]:
-    """The data loader's keys of red pictures, the last ones broken."""
+def broken_images(folder: Path, num_good: int, num_broken: int) -> dict[str, Any]:
+    """The data loader's keys of red images, the last ones broken."""
     rows = []
     for i in range(num_good + num_broken):
         content = encoded(Image.new("RGB", (64, 64), RED), "PNG")
@@ -129,11 +129,11 @@ def broken_pictures(folder: Path, num_good: int, num_broken: int) -> dict[str, A
     return {"jsonl_metadata_path": str(folder / "data.jsonl"), "image_folder_path": str(folder)}
 
 
-def test_an_update_of_which_no_picture_is_left_is_not_made(
+def test_an_update_without_a_remaining_image_is_not_made(
     make_run: Callable[..., RunDir], tmp_path: Path
 ) -> None:
-    """It would be told as a step with no loss at all."""
-    data = broken_pictures(tmp_path, num_good=5, num_broken=3)
+    """It would be reported as a step with no loss at all."""
+    data = broken_images(tmp_path, num_good=5, num_broken=3)
     run_dir = make_run(
         dataloader=data | {"batch_size": 2},
         training={"updates_per_large_batch": 2},
@@ -146,12 +146,12 @@ def test_an_update_of_which_no_picture_is_left_is_not_made(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_epoch_that_ends_with_broken_pictures_is_the_last_one(
+def test_an_epoch_that_ends_with_broken_images_is_the_last_one(
     make_run: Callable[..., RunDir], tmp_path: Path, seed: int
 ) -> None:
     """Wherever the order puts them."""
     run_dir = make_run(
-        dataloader=broken_pictures(tmp_path, num_good=1, num_broken=2) | {"batch_size": 1},
+        dataloader=broken_images(tmp_path, num_good=1, num_broken=2) | {"batch_size": 1},
         training={"master_seed": seed},
         limits={"skipped_percentage": 1, "max_epochs": 1, "max_steps": None},
     )
@@ -159,8 +159,10 @@ def test_an_epoch_that_ends_with_broken_pictures_is_the_last_one(
     assert [event["step"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"] == [1]
 
 
-def test_held_out_rows_that_cannot_be_read_are_told(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
-    data = broken_pictures(tmp_path, num_good=12, num_broken=0)
+def test_held_out_rows_that_cannot_be_read_are_reported(
+    make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    data = broken_images(tmp_path, num_good=12, num_broken=0)
     run_dir = make_run(
         dataloader=data,
         validation={"share": 0.3, "every": 1},
@@ -173,6 +175,6 @@ def test_held_out_rows_that_cannot_be_read_are_told(make_run: Callable[..., RunD
         (tmp_path / sample.filename).write_bytes(b"no picture")
     run_engine(run_dir)
     events = list(read_events(run_dir.events_jsonl))
-    told = {event["line"] for event in events if event["kind"] == "skipped"}
-    assert told == {sample.line for sample in held_out}
+    skipped = {event["line"] for event in events if event["kind"] == "skipped"}
+    assert skipped == {sample.line for sample in held_out}
     assert not [event for event in events if event["kind"] == "validated"], "there is nothing to measure"

@@ -49,7 +49,7 @@ def same_text(batch: LatentBatch) -> LatentBatch:
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_what_is_masked_out_gives_no_gradient(make_config: Callable[..., RunConfig], loss: str) -> None:
+def test_masked_areas_give_no_gradient(make_config: Callable[..., RunConfig], loss: str) -> None:
     components, loaded = parts_and_batch(make_config(objective={"loss": loss}))
     width, height = loaded.size
     mask = np.zeros((height, width), np.uint8)
@@ -115,19 +115,19 @@ def test_a_mask_that_leaves_nothing_is_no_update_of_nan(make_config: Callable[..
 
 
 def test_an_image_whose_mask_is_black_is_left_out_and_reported(
-    make_run: Callable[..., Any], drawn_data: Path, tmp_path: Path
+    make_run: Callable[..., Any], synthetic_data: Path, tmp_path: Path
 ) -> None:
     """It would count as a sample of loss 0, alone in its batch as a step of loss 0."""
     from flowloom.engine.__main__ import run_engine
 
     masks = tmp_path / "masks"
     masks.mkdir()
-    for path in drawn_data.glob("*.png"):
+    for path in synthetic_data.glob("*.png"):
         with Image.open(path) as image:
             Image.new("L", image.size, 0 if path.stem == "05" else 255).save(masks / path.name)
     paths = {
-        "jsonl_metadata_path": str(drawn_data / "data.jsonl"),
-        "image_folder_path": str(drawn_data),
+        "jsonl_metadata_path": str(synthetic_data / "data.jsonl"),
+        "image_folder_path": str(synthetic_data),
         "mask": "folder",
         "mask_folder_path": str(masks),
     }
@@ -149,9 +149,9 @@ def test_an_image_whose_mask_is_black_is_left_out_and_reported(
 
 
 def test_a_masked_set_trains_beside_a_plain_one(
-    make_run: Callable[..., Any], drawn_data: Path, tmp_path: Path
+    make_run: Callable[..., Any], synthetic_data: Path, tmp_path: Path
 ) -> None:
-    """End to end: several sets, masks, repeats, a batch size of its own, several captions."""
+    """End to end: several datasets, masks, repeats, a separate batch size, several captions."""
     from flowloom.engine.__main__ import run_engine
 
     masked = tmp_path / "masked"

@@ -1,4 +1,4 @@
-"""A whole sampled picture is the one that diffusers' ChromaPipeline draws, given the correct mask."""
+"""A complete image equals the one of diffusers' ChromaPipeline, given the correct mask."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def pipeline(tiny_family: Any) -> ChromaPipeline:
     return pipeline
 
 
-def drawn_by(pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
+def generated_by(pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
     """Images (B, 3, H, W) in [0, 1]."""
     output: Any = pipeline(
         prompt=PROMPTS,
@@ -110,7 +110,7 @@ class Ours:
 
     @torch.no_grad()
     def generate(self, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1]."""
+        """Images (B, 3, H, W) in [0, 1]."""
         positives = self.text_encoder.encode(PROMPTS, MAX_LENGTH)
         negatives = self.text_encoder.encode([negative] * len(PROMPTS), MAX_LENGTH)
         ids = image_ids(2 * ROWS, 2 * COLUMNS)
@@ -144,37 +144,35 @@ def difference(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize(
     ("cfg", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blue circle and yellow square, number 30")]
 )
-def test_a_whole_picture_is_the_pipelines(
+def test_a_complete_image_is_the_pipelines(
     ours: Ours, pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str
 ):
-    expected = drawn_by(pipeline, noise, cfg, negative)
+    expected = generated_by(pipeline, noise, cfg, negative)
     assert expected.std() > 0.01
     # Each pass agrees to about 1e-5; guidance weighs two of them by 4 and 3, and there are six steps.
     assert difference(ours.generate(noise, cfg, negative), expected) < 4e-5
 
 
-def test_the_mask_and_both_prompts_matter_to_the_picture(
+def test_the_mask_and_both_prompts_matter_to_the_image(
     ours: Ours, pipeline: ChromaPipeline, noise: Tensor, tiny_family: Any
 ):
-    expected = drawn_by(pipeline, noise, 4.0)
+    expected = generated_by(pipeline, noise, 4.0)
     plain = make_transformer(tiny_family, ChromaTransformer2DModel)
     uncorrected = ChromaPipeline(**pipeline.components | {"transformer": plain})  # pyright: ignore[reportArgumentType]
     uncorrected.set_progress_bar_config(disable=True)
-    assert difference(drawn_by(uncorrected, noise, 4.0), expected) > 1e-3
-    assert difference(drawn_by(pipeline, noise, 4.0, "blue circle"), expected) > 1e-3
-    assert difference(drawn_by(pipeline, noise, 1.0), expected) > 1e-3
+    assert difference(generated_by(uncorrected, noise, 4.0), expected) > 1e-3
+    assert difference(generated_by(pipeline, noise, 4.0, "blue circle"), expected) > 1e-3
+    assert difference(generated_by(pipeline, noise, 1.0), expected) > 1e-3
 
 
-def test_the_painter_draws_the_pipelines_picture(ours: Ours, pipeline: ChromaPipeline):
+def test_the_sample_generator_makes_the_pipelines_image(ours: Ours, pipeline: ChromaPipeline):
     config = RunConfig.model_validate({"model": {"t5_max_length": MAX_LENGTH}})
     encoders = Encoders(opened(ours.autoencoder), opened(StatesOnly(ours.text_encoder)), config, CPU)
     sample_generator = SampleGenerator(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
     seeds = [7, 8]
     params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")
-    pictures = np.stack(
-        [np.asarray(picture) for picture in sample_generator.generate(PROMPTS, seeds, params)]
-    )
+    images = np.stack([np.asarray(image) for image in sample_generator.generate(PROMPTS, seeds, params)])
     own = [torch.randn(ROWS * COLUMNS, 64, generator=generator(seed, "picture")) for seed in seeds]
-    expected = drawn_by(pipeline, torch.stack(own), 4.0, "blue circle").permute(0, 2, 3, 1) * 255
+    expected = generated_by(pipeline, torch.stack(own), 4.0, "blue circle").permute(0, 2, 3, 1) * 255
     # Both round to whole levels of 255.
-    assert np.abs(pictures - expected.numpy()).max() < 0.51
+    assert np.abs(images - expected.numpy()).max() < 0.51

@@ -30,15 +30,15 @@ def rows(plan) -> dict[str, str]:
 
 
 @pytest.fixture
-def flow_file(tmp_path: Path, drawn_data: Path, tiny_family: Any, monkeypatch):
+def flow_file(tmp_path: Path, synthetic_data: Path, tiny_family: Any, monkeypatch):
     """One of FLOW's own files, with only paths and sizes changed."""
     monkeypatch.setitem(sys.modules, "aim", None)
 
     def flow_file(name: str) -> Path:
         data = json.loads((FLOW / name).read_text())
         data["dataloader"] |= {
-            "jsonl_metadata_path": str(drawn_data / "data.jsonl"),
-            "image_folder_path": str(drawn_data),
+            "jsonl_metadata_path": str(synthetic_data / "data.jsonl"),
+            "image_folder_path": str(synthetic_data),
             "base_resolution": [64],
             "resolution_step": 16,
             "batch_size": 4,
@@ -99,7 +99,7 @@ def test_the_plan_knows_how_many_parameters_are_trained(plan_of, kind, tiny_fami
     assert found["method"].startswith({"full": "full fine-tune"}.get(kind, f"{kind} of rank 2"))
 
 
-def test_all_that_stands_against_a_run_is_found_at_once(plan_of, tmp_path, tiny_family):
+def test_all_problems_of_a_run_are_found_at_once(plan_of, tmp_path, tiny_family):
     weights = open_weights(tiny_family.chroma_path)
     damaged = tmp_path / "chroma.safetensors"
     save_weights(damaged, {name: weights[name] for name in weights if name != "img_in.bias"}, {})
@@ -114,8 +114,8 @@ def test_all_that_stands_against_a_run_is_found_at_once(plan_of, tmp_path, tiny_
     assert "img_in.bias" in found["model.chroma_path"]
 
 
-def test_missing_images_and_bad_lines_are_named_by_file_and_line(plan_of, tmp_path, drawn_data):
-    lines = (drawn_data / "data.jsonl").read_text().splitlines()
+def test_missing_images_and_bad_lines_are_named_by_file_and_line(plan_of, tmp_path, synthetic_data):
+    lines = (synthetic_data / "data.jsonl").read_text().splitlines()
     lines[3] = lines[3].replace("03.png", "gone.png")
     lines[5] = "{broken"
     path = tmp_path / "rows.jsonl"
@@ -158,10 +158,12 @@ def test_the_aim_of_a_plan_is_shown(plan_of):
     assert "held out" in found
 
 
-@pytest.mark.parametrize(("batch_size", "updates", "is_told"), [(4, 2, False), (4, 3, True), (1, 1, True)])
+@pytest.mark.parametrize(
+    ("batch_size", "updates", "is_reported"), [(4, 2, False), (4, 3, True), (1, 1, True)]
+)
 def test_ranks_without_a_sample_in_an_update_are_a_note(
-    plan_of, monkeypatch, batch_size: int, updates: int, is_told: bool
+    plan_of, monkeypatch, batch_size: int, updates: int, is_reported: bool
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
     plan = plan_of(dataloader={"batch_size": batch_size}, training={"updates_per_large_batch": updates})
-    assert any("leaves some of the 2 ranks without work" in note for note in plan.notes) == is_told
+    assert any("leaves some of the 2 ranks without work" in note for note in plan.notes) == is_reported

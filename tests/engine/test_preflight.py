@@ -1,4 +1,4 @@
-"""`flowloom preflight`: steps, rows left out, memory, disk and time are told before anything is loaded."""
+"""`flowloom preflight`: steps, rows left out, memory, disk and time are shown before anything is loaded."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def found(make_config, tmp_path):
 
 
 def test_steps_buckets_and_rows_left_out_are_counted(found):
-    told = found(dataloader={"batch_size": 4, "ratio_cutoff": 1.5})
-    assert told.data.rows == 14
-    assert told.data.steps_per_epoch == 4
-    assert told.data.left_out["aspect ratio beyond 1.5 to 1"] == 8
-    assert [(b.rows, b.batches, b.remainder) for b in told.data.buckets] == [(14, 3, 2)]
-    assert told.can_run
+    report = found(dataloader={"batch_size": 4, "ratio_cutoff": 1.5})
+    assert report.data.rows == 14
+    assert report.data.steps_per_epoch == 4
+    assert report.data.left_out["aspect ratio beyond 1.5 to 1"] == 8
+    assert [(b.rows, b.batches, b.remainder) for b in report.data.buckets] == [(14, 3, 2)]
+    assert report.can_run
 
 
 @pytest.mark.parametrize(
@@ -45,18 +45,18 @@ def test_steps_buckets_and_rows_left_out_are_counted(found):
 def test_the_size_of_a_cache_is_what_filling_it_takes(found, make_config, tmp_path, cache):
     """Of captions about: their tokens are counted without the variants' dropped tags."""
     own = {"cache": {"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache")} | cache}
-    told = found(**own).disk.caches
+    sizes = found(**own).disk.caches
     config = make_config(**own)
     fill(config)
     kinds = stats(config).kinds
-    assert told["latents"] == kinds["image-latents"][1]
-    assert told["caption states"] == pytest.approx(kinds["caption-states"][1], rel=0.2)
+    assert sizes["latents"] == kinds["image-latents"][1]
+    assert sizes["caption states"] == pytest.approx(kinds["caption-states"][1], rel=0.2)
 
 
 def test_keys_without_effect_are_hints_and_no_problems(found):
-    told = found(lora={"rank": 2}, training={"change_layer_every": 5})
-    assert told.can_run
-    assert told.report().hints == ["training.change_layer_every: no effect with method lora."]
+    result = found(lora={"rank": 2}, training={"change_layer_every": 5})
+    assert result.can_run
+    assert result.report().hints == ["training.change_layer_every: no effect with method lora."]
 
 
 def test_memory_counts_every_weight_once(make_config, tiny_family):
@@ -110,15 +110,15 @@ def test_the_changes_make_it_fit_and_says_by_how_much(make_config):
     assert totals == sorted(totals, reverse=True)
 
 
-def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
-    told = found(Target(gpu_gib=0.1), training={"train_minibatch": 16})
-    assert not told.can_run
-    assert not told.memory.fits
-    assert any((change.path, change.value) == ("training.train_minibatch", 1) for change in told.changes)
-    assert "set training.train_minibatch to 1: then " in preflight_text(told)
+def test_a_run_that_does_not_fit_gets_keys_and_values_to_change(found):
+    report = found(Target(gpu_gib=0.1), training={"train_minibatch": 16})
+    assert not report.can_run
+    assert not report.memory.fits
+    assert any((change.path, change.value) == ("training.train_minibatch", 1) for change in report.changes)
+    assert "set training.train_minibatch to 1: then " in preflight_text(report)
 
 
-def test_the_checkpoint_is_as_large_as_said(make_run):
+def test_the_checkpoint_is_as_large_as_estimated(make_run):
     from flowloom.engine.__main__ import run_engine
 
     for name, sections in (("full", {}), ("lora", {"method": {"kind": "lora"}, "lora": {"rank": 4}})):
@@ -136,10 +136,10 @@ def test_the_rate_of_an_earlier_run_like_this_one_is_used(found, make_run, tmp_p
     run_dir = make_run("earlier", limits={"max_epochs": 2})
     events = [{"kind": "step", "samples_per_s": rate} for rate in (1.0, 4.0, 4.0, 4.0, 5.0)]
     (run_dir.path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    told = found(limits={"max_steps": None, "max_epochs": 2})
-    assert told.time.samples_per_s == 4.0
-    assert "earlier" in told.time.source
-    assert told.time.total_s == pytest.approx(2 * 22 / 4)
+    report = found(limits={"max_steps": None, "max_epochs": 2})
+    assert report.time.samples_per_s == 4.0
+    assert "earlier" in report.time.source
+    assert report.time.total_s == pytest.approx(2 * 22 / 4)
     other = found(training={"train_minibatch": 2})
     assert other.time.source.startswith("estimated")
 
@@ -152,18 +152,18 @@ def test_nothing_is_estimated_for_a_card_that_is_not_here(found):
 def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(make_config().model_dump_json())
-    words = ["preflight", str(path), "--runs-dir", str(tmp_path)]
-    assert main(words) == 0
+    arguments = ["preflight", str(path), "--runs-dir", str(tmp_path)]
+    assert main(arguments) == 0
     text = capsys.readouterr().out
     for word in ("rows left out", "memory", "optimizer", "disk", "checkpoints", "time", "Ready to train."):
         assert word in text
-    assert main([*words, "--json", "--model.vae_path", "gone.safetensors"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert [problem["where"] for problem in told["problems"]] == ["model.vae_path"]
-    assert told["data"]["steps_per_epoch"] == 6
+    assert main([*arguments, "--json", "--model.vae_path", "gone.safetensors"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert [problem["where"] for problem in report["problems"]] == ["model.vae_path"]
+    assert report["data"]["steps_per_epoch"] == 6
 
 
-def test_the_checkpoints_that_stay_are_told_with_their_size(found):
+def test_the_checkpoints_that_stay_are_reported_with_their_size(found):
     lora = {"lora": {"rank": 4}, "training": {"save_every": 2}}
     disk = found(**lora, limits={"max_steps": 9}).disk
     assert (disk.kept, disk.parts["checkpoints"]) == (5, 5 * disk.checkpoint)

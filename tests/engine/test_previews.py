@@ -19,12 +19,14 @@ def sample_generator(make_config: Callable[..., RunConfig]) -> SampleGenerator:
     return build(make_config(), Ranks()).sample_generator
 
 
-def drawn(sample_generator: SampleGenerator, sampler: str, steps: int, unguided: int) -> NDArray[np.int64]:
+def preview_of(
+    sample_generator: SampleGenerator, sampler: str, steps: int, unguided: int
+) -> NDArray[np.int64]:
     params = SamplingParams(
         64, 64, steps=steps, cfg=6.0, first_n_steps_wo_cfg=unguided, sampler=sampler, negative="blue bar"
     )
-    (picture,) = sample_generator.generate(["red, bar"], [5], params)
-    return np.asarray(picture).astype(np.int64)
+    (image,) = sample_generator.generate(["red, bar"], [5], params)
+    return np.asarray(image).astype(np.int64)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +50,21 @@ def test_no_evaluation_of_an_unguided_step_is_guided(
     """A guided evaluation is two passes of the network, another one is one."""
     counted: list[None] = []
     sample_generator.model.register_forward_pre_hook(lambda *_: counted.append(None))
-    drawn(sample_generator, sampler, steps, unguided)
+    preview_of(sample_generator, sampler, steps, unguided)
     assert len(counted) == passes
 
 
 def test_the_first_guided_step_does_not_look_back_at_unguided_ones(sample_generator: SampleGenerator) -> None:
     """DPM-Solver++'s first step is Euler's, so is its last; with nothing to look back at, so are all four."""
     assert (
-        np.abs(drawn(sample_generator, "dpmpp_2m", 4, 2) - drawn(sample_generator, "euler", 4, 2)).max() <= 1
+        np.abs(
+            preview_of(sample_generator, "dpmpp_2m", 4, 2) - preview_of(sample_generator, "euler", 4, 2)
+        ).max()
+        <= 1
     )
     assert (
-        np.abs(drawn(sample_generator, "dpmpp_2m", 4, 0) - drawn(sample_generator, "euler", 4, 0)).max() > 1
+        np.abs(
+            preview_of(sample_generator, "dpmpp_2m", 4, 0) - preview_of(sample_generator, "euler", 4, 0)
+        ).max()
+        > 1
     )

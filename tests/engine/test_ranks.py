@@ -32,7 +32,7 @@ def run_on_two_ranks(run_dir: RunDir) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_ranks_train_every_row_once_and_stop_together(make_run: Callable[..., RunDir]) -> None:
-    """Of the 14 wide pictures the last is alone in its batch: one rank has nothing of it."""
+    """Of the 14 wide images the last is alone in its batch: one rank has nothing of it."""
     run_dir = make_run(
         limits={"max_steps": None, "max_epochs": 1},
         training={"updates_per_large_batch": 2},
@@ -47,11 +47,11 @@ def test_two_ranks_train_every_row_once_and_stop_together(make_run: Callable[...
 
 
 @pytest.mark.slow
-def test_what_any_rank_leaves_out_is_told(
-    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path
+def test_rows_that_any_rank_leaves_out_are_reported(
+    make_run: Callable[..., RunDir], synthetic_data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pictures"
-    shutil.copytree(drawn_data, folder)
+    shutil.copytree(synthetic_data, folder)
     broken = [2, 5, 9, 14, 17, 21]
     for number in broken:
         (folder / f"{number:02d}.png").write_bytes(b"no picture")
@@ -63,5 +63,5 @@ def test_what_any_rank_leaves_out_is_told(
             "image_folder_path": str(folder),
         },
     )
-    told = [event["line"] for event in run_on_two_ranks(run_dir) if event["kind"] == "skipped"]
-    assert sorted(told) == [number + 1 for number in broken]
+    skipped = [event["line"] for event in run_on_two_ranks(run_dir) if event["kind"] == "skipped"]
+    assert sorted(skipped) == [number + 1 for number in broken]

@@ -76,13 +76,13 @@ def assert_same_run(one: RunDir, other: RunDir) -> None:
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    pictures = [
+    previews = [
         sorted(p.relative_to(run.path) for p in run.path.glob("samples/*/*.png")) for run in (one, other)
     ]
-    assert pictures[0] == pictures[1]
-    assert pictures[0]
-    for picture in pictures[0]:
-        assert (one.path / picture).read_bytes() == (other.path / picture).read_bytes()
+    assert previews[0] == previews[1]
+    assert previews[0]
+    for preview in previews[0]:
+        assert (one.path / preview).read_bytes() == (other.path / preview).read_bytes()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +108,7 @@ def stop_after(run_dir: RunDir, step: int) -> None:
 
 
 @pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 4}}], ids=["full", "lora"])
-def test_an_average_that_is_switched_on_later_starts_from_what_was_trained(
+def test_an_average_that_is_switched_on_later_starts_from_the_trained_weights(
     make_run: Callable[..., RunDir], sections: dict[str, Any]
 ) -> None:
     run_dir = make_run(**sections, training={"lr": 1e-2, "warmup_steps": 0}, limits={"max_steps": 8})
@@ -131,7 +131,7 @@ def final_weights(run_dir: RunDir, ending: str) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in open_weights(path).items()}
 
 
-def test_a_run_that_goes_on_holds_no_file_of_the_checkpoint_it_came_from(
+def test_a_resumed_run_holds_no_file_of_the_checkpoint_it_came_from(
     make_run: Callable[..., RunDir],
 ) -> None:
     """Retired files would fill the disk for as long as they are mapped."""
@@ -145,8 +145,8 @@ def test_a_run_that_goes_on_holds_no_file_of_the_checkpoint_it_came_from(
     assert not mapped
 
 
-def test_a_run_that_is_over_leaves_its_last_checkpoint_as_it_is(make_run: Callable[..., RunDir]) -> None:
-    """Writing it anew would leave none for a moment."""
+def test_a_finished_run_leaves_its_last_checkpoint_unchanged(make_run: Callable[..., RunDir]) -> None:
+    """Writing it again would leave none for a moment."""
     run_dir = make_run(limits={"max_steps": 2}, checkpoint={"keep_last": 1})
     run_engine(run_dir)
     before = run_dir.checkpoint_dir(2).stat().st_ino
@@ -170,9 +170,9 @@ def test_a_resume_without_steps_left_names_the_limit_to_raise(
     run_engine(run_dir)
     done = len(losses(run_dir))
     run_engine(run_dir)
-    (told,) = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "warning"]
-    assert f"at step {done} the run has reached {raised[0]}." in told["message"]
-    assert told["hint"] == f"Raise {raised[0]} to train on."
+    (warning,) = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "warning"]
+    assert f"at step {done} the run has reached {raised[0]}." in warning["message"]
+    assert warning["hint"] == f"Raise {raised[0]} to train on."
     assert len(losses(run_dir)) == done
     change_by_flags(run_dir, [raised, ("limits.max_steps", str(done + 2))])
     run_engine(run_dir)

@@ -1,4 +1,4 @@
-"""Checkpoints stay unless the configuration or the disk says otherwise; a removal is told with its reason."""
+"""Checkpoints stay unless the configuration or the disk requires removal; each is reported with a reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_checkpoint_stays_by_default(make_run: Callable[..., RunDir], sect
 
 
 @pytest.mark.parametrize("sections", [LORA, {}], ids=["lora", "full"])
-def test_a_number_is_obeyed_and_each_removal_is_told(
+def test_a_number_is_followed_and_each_removal_is_reported(
     make_run: Callable[..., RunDir], sections: dict[str, Any]
 ) -> None:
     run_dir = make_run(
@@ -54,7 +54,7 @@ def test_a_number_is_obeyed_and_each_removal_is_told(
     assert {event["reason"] for event in removed(run_dir)} == {"checkpoint.keep_last is 2"}
 
 
-def test_full_weights_make_room_for_the_next_and_say_so(
+def test_full_weights_make_room_for_the_next_and_report_it(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every disk is too small for this much room to spare."""
@@ -84,7 +84,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_on_a_disk_that_holds_few_the_run_goes_on_with_those_that_fit(
+def test_a_run_on_a_small_disk_continues_with_the_checkpoints_that_fit(
     make_run: Callable[..., RunDir], make_config: Callable[..., Any], small_disk: Path
 ) -> None:
     sizes = make_run("sizes", training={"save_every": 1}, limits={"max_steps": 1})

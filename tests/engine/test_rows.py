@@ -43,11 +43,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, drawn_data: Path) -> Path:
+def folder(tmp_path: Path, synthetic_data: Path) -> Path:
     """22 images with a caption file beside each."""
     made = tmp_path / "fox"
     made.mkdir()
-    for path in sorted(drawn_data.glob("*.png")):
+    for path in sorted(synthetic_data.glob("*.png")):
         shutil.copy(path, made)
         (made / f"{path.stem}.txt").write_text(f"a photo, number {path.stem}\n")
     return made
@@ -66,7 +66,7 @@ def make_run(tmp_path: Path, make_config: MakeConfig, folder: Path) -> Callable[
 
 
 def on(make_config: MakeConfig, path: Path, folder: Path, **sections: object) -> RunConfig:
-    """A configuration that trains `path`, whose images lie in `folder`; no caption is varied."""
+    """A configuration that trains `path`, whose images are in `folder`; no caption is varied."""
     plain = {"uncond_percentage": 0.0, "tag_drop_percentage": 0.0, "shuffle_tags": False}
     return make_config(
         dataloader={"jsonl_metadata_path": str(path), "image_folder_path": str(folder), **plain},
@@ -187,7 +187,7 @@ def test_a_resumed_run_keeps_the_rows_of_a_folder_that_it_began_with_and_says_so
     assert [w for w in warnings_of(run_dir) if "2 rows changed since this run began" in w]
 
 
-def test_a_resumed_run_tells_that_its_jsonl_has_other_captions_or_other_rows(
+def test_a_resumed_run_reports_that_its_jsonl_has_other_captions_or_other_rows(
     tmp_path: Path, folder: Path, make_run: Callable[..., RunDir]
 ):
     jsonl = tmp_path / "fox.jsonl"
@@ -228,7 +228,7 @@ def test_a_run_that_never_saved_begins_with_the_newest_captions(
     assert kept_captions(run_dir)[1] == "edited before the first step"
 
 
-def test_images_without_a_caption_are_counted_and_told(folder: Path, make_run: Callable[..., RunDir]):
+def test_images_without_a_caption_are_counted_and_reported(folder: Path, make_run: Callable[..., RunDir]):
     (folder / "02.txt").unlink()
     run_dir = make_run("run", limits={"max_steps": 1})
     run_engine(run_dir)
@@ -277,7 +277,7 @@ def test_the_age_of_a_file_alone_makes_no_jsonl_outdated(tmp_path: Path, folder:
     assert not fresh.is_outdated
 
 
-def test_the_plan_the_preflight_and_the_run_tell_of_an_outdated_jsonl(
+def test_the_plan_the_preflight_and_the_run_report_an_outdated_jsonl(
     tmp_path: Path, folder: Path, make_config: MakeConfig, make_run: Callable[..., RunDir]
 ):
     jsonl = tmp_path / "fox.jsonl"

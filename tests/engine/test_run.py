@@ -1,4 +1,4 @@
-"""A run is a directory: what it writes, obeys and leaves behind when it ends badly."""
+"""A run is a directory: the files it writes, the requests it follows, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def events(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == kind]
 
 
-def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., RunDir]) -> None:
+def test_a_run_leaves_events_previews_and_a_checkpoint(make_run: Callable[..., RunDir]) -> None:
     run_dir = make_run(
         training={"save_every": 3},
         inference=INFERENCE,
@@ -69,8 +69,8 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
     assert [s["prompt"] for s in samples][:2] == ["red", "blue"]
     assert len(samples) == 3 + 2, "two prompts and one, each with the batch's caption"
     for sample in samples:
-        with Image.open(run_dir.samples_dir(6) / sample["file"]) as picture:
-            assert picture.size == (64, 48)
+        with Image.open(run_dir.samples_dir(6) / sample["file"]) as image:
+            assert image.size == (64, 48)
     measured = events(run_dir, "validated")
     assert [(e["step"], e["weights"]) for e in measured] == [(3, "raw"), (3, "ema"), (6, "raw"), (6, "ema")]
     assert set(measured[0]["by_quantile"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
@@ -78,9 +78,9 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
 
 
 def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., RunDir]) -> None:
-    """What stands beyond it changes nothing; within it, whatever training's captions are cut at."""
+    """Text beyond it changes nothing; text within it counts, wherever training cuts its captions."""
     words = "red blue green red blue green red blue"
-    pictures: dict[tuple[int, str], bytes] = {}
+    images: dict[tuple[int, str], bytes] = {}
     for length in (4, 64):
         run_dir = make_run(
             f"length_{length}",
@@ -92,7 +92,7 @@ def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., R
         )
         run_engine(run_dir)
         for place in ("00", "01"):
-            pictures[length, place] = (run_dir.samples_dir(3) / f"{place}.png").read_bytes()
+            images[length, place] = (run_dir.samples_dir(3) / f"{place}.png").read_bytes()
     config = run_dir.read_config()
     encoders = build(config, Ranks()).encoders
     one, other = (f"{words} {end}" for end in ("heart", "bar"))
@@ -100,7 +100,7 @@ def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., R
     assert [len(text["states"]) for text in short] == [4, 4]
     assert torch.equal(short[0]["states"], short[1]["states"])
     assert len(long[0]["states"]) == min(encoders.text_encoder.count_tokens([one])[0] + 1, 64) > 16
-    assert pictures[4, "00"] != pictures[64, "00"]
+    assert images[4, "00"] != images[64, "00"]
 
 
 def test_held_out_rows_are_never_trained(make_config: Callable[..., Any]) -> None:
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(make_run: Callable[..., RunDir
     assert events(run_dir, "saved")[-1]["dir"].endswith(checkpoint.name)
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(make_run: Callable[..., RunDir]) -> None:
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_complete(make_run: Callable[..., RunDir]) -> None:
     """Writing past the process's file size limit fails as a full disk does; the engine runs in a child."""
     run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 3})
     run_engine(run_dir)
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(make_run: Callabl
     assert not list(run_dir.path.rglob("*.tmp"))
 
 
-def test_running_out_of_memory_names_the_ways_out(make_run: Callable[..., RunDir]) -> None:
+def test_running_out_of_memory_gives_hints(make_run: Callable[..., RunDir]) -> None:
     run_dir = make_run(limits={"max_steps": 3})
 
     def hog(event: dict[str, Any]) -> None:
@@ -221,15 +221,15 @@ def test_running_out_of_memory_names_the_ways_out(make_run: Callable[..., RunDir
     assert events(run_dir, "failed")[0]["error"] == "OutOfMemoryError"
 
 
-def test_too_many_broken_pictures_stop_the_run_with_a_list(
+def test_too_many_broken_images_stop_the_run_with_a_list(
     make_run: Callable[..., RunDir], tmp_path: Path
 ) -> None:
     rows = []
     for i in range(10):
-        picture = tmp_path / f"{i}.png"
-        Image.new("RGB", (64, 64), "red").save(picture)
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (64, 64), "red").save(path)
         if i < 4:
-            picture.write_bytes(picture.read_bytes()[:60])
+            path.write_bytes(path.read_bytes()[:60])
         rows.append({"filename": f"{i}.png", "caption_or_tags": "red", "width": 64, "height": 64})
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""The same pictures from a folder, a web server, an object store and a filled cache train alike."""
+"""The same images from a folder, a web server, an object store and a filled cache train alike."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def web(drawn_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The folder of the pictures, served."""
+def web(synthetic_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The folder of the images, served."""
     monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(drawn_data)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(synthetic_data)))
     thread = threading.Thread(target=server.serve_forever, args=[0.02])
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -48,17 +48,17 @@ def losses(run_dir: RunDir) -> list[float]:
     return [event["loss"] for event in events if event["kind"] == "step"]
 
 
-def with_names(drawn_data: Path, out: Path, prefix: str) -> dict[str, Any]:
-    """The same rows, each picture at an address."""
-    rows = [json.loads(line) for line in (drawn_data / "data.jsonl").read_text().splitlines()]
+def with_names(synthetic_data: Path, out: Path, prefix: str) -> dict[str, Any]:
+    """The same rows, each image at an address."""
+    rows = [json.loads(line) for line in (synthetic_data / "data.jsonl").read_text().splitlines()]
     named = [row | {"filename": f"{prefix}/{row['filename']}", "is_url_based": True} for row in rows]
     out.write_text("".join(json.dumps(row) + "\n" for row in named))
     return {"jsonl_metadata_path": str(out)}
 
 
-def test_losses_are_equal_wherever_the_pictures_come_from(
+def test_losses_are_equal_wherever_the_images_come_from(
     make_run: Callable[..., RunDir],
-    drawn_data: Path,
+    synthetic_data: Path,
     tmp_path: Path,
     seaweed: Seaweed,
     storage: StorageSection,
@@ -66,14 +66,14 @@ def test_losses_are_equal_wherever_the_pictures_come_from(
 ) -> None:
     bucket = f"{seaweed.bucket}/{tmp_path.name}"
     store = open_source(f"s3://{bucket}/set", storage)
-    for path in drawn_data.glob("*.png"):
+    for path in synthetic_data.glob("*.png"):
         store.write(path.name, path)
     stored = storage.model_dump()
     cache = {"latents": "disk", "text": "disk"}
     runs: dict[str, dict[str, Any]] = {
-        "web": {"dataloader": with_names(drawn_data, tmp_path / "web.jsonl", web)},
+        "web": {"dataloader": with_names(synthetic_data, tmp_path / "web.jsonl", web)},
         "s3 names": {
-            "dataloader": with_names(drawn_data, tmp_path / "s3.jsonl", f"s3://{bucket}/set"),
+            "dataloader": with_names(synthetic_data, tmp_path / "s3.jsonl", f"s3://{bucket}/set"),
             "storage": stored,
         },
         "s3 folder": {"dataloader": {"image_folder_path": f"s3://{bucket}/set"}, "storage": stored},
@@ -96,11 +96,15 @@ def test_losses_are_equal_wherever_the_pictures_come_from(
         assert found == expected, name
 
 
-def test_a_stop_is_heard_while_a_store_is_down(
-    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path, faulty: Faulty, storage: StorageSection
+def test_a_stop_is_followed_while_a_store_is_down(
+    make_run: Callable[..., RunDir],
+    synthetic_data: Path,
+    tmp_path: Path,
+    faulty: Faulty,
+    storage: StorageSection,
 ) -> None:
     store = open_source(f"s3://loom/{tmp_path.name}", storage)
-    for path in drawn_data.glob("*.png"):
+    for path in synthetic_data.glob("*.png"):
         store.write(path.name, path)
     stored = storage.model_dump() | {"endpoint": faulty.url, "read_ahead_mib": 0.01}
     run_dir = make_run(

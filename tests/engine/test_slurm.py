@@ -93,8 +93,8 @@ def test_two_nodes_train_as_two_ranks_of_one_do_stop_with_a_checkpoint_and_resum
     with cluster.slurm_cluster(tmp_path / "slurm") as environ:
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        words = ["--nodes", "2", "--name", "fox", "--runs-dir", str(tmp_path / "runs")]
-        assert main(["launch", "slurm", str(config), *words]) == 0
+        arguments = ["--nodes", "2", "--name", "fox", "--runs-dir", str(tmp_path / "runs")]
+        assert main(["launch", "slurm", str(config), *arguments]) == 0
         fox = RunDir.open(tmp_path / "runs" / "fox")
         job_id = json.loads((fox.path / "launch" / "slurm.json").read_text())["job_id"]
         assert f"job        {job_id}\n" in capsys.readouterr().out

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def findings(*phases: tuple[int, float, float]) -> list[tuple[int, str]]:
-    """What is reported, and after how many steps, of phases of (steps, seconds of a step, seconds waited)."""
+    """Findings, each with its step, in phases of (steps, seconds of a step, seconds waited)."""
     watch, step, found = SpeedWatch(CPU), 0, []
     for count, step_s, wait_s in phases:
         for _ in range(count):

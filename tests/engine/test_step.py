@@ -1,4 +1,4 @@
-"""What one update promises: how it is cut does not change it, weights count, nothing waits."""
+"""Guarantees of one update: how it is cut does not change it, weights count, nothing waits."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_x0_prediction_compares_velocities(make_config: Callable[..., RunConfig]
     )
 
 
-def test_updates_cut_a_batch_wholly(make_config: Callable[..., RunConfig]) -> None:
+def test_updates_cut_a_batch_completely(make_config: Callable[..., RunConfig]) -> None:
     _, batch = state_and_batch(make_config(dataloader={"batch_size": 7}))
     for sizes in ([7], [3, 4], [2, 0, 5], [1] * 7):
         parts = list(updates_of(batch, sizes, 0))

@@ -75,7 +75,7 @@ def test_loading_is_abandoned_at_the_first_signal(signals: StopSignals) -> None:
     assert work(signals, 0.0, at_once=True) < 10
 
 
-def test_what_is_shielded_is_not_cut_in_two(signals: StopSignals) -> None:
+def test_a_shielded_call_is_not_interrupted(signals: StopSignals) -> None:
     done: list[str] = []
 
     def write() -> None:

@@ -248,7 +248,9 @@ def test_streamed_blocks_are_spread_evenly(count: Any, chosen: list[int]) -> Non
     assert streamed_blocks(count, list(range(9))) == chosen
 
 
-def test_what_cannot_be_streamed_is_rejected_with_its_key(make_config: Callable[..., RunConfig]) -> None:
+def test_settings_that_exclude_streaming_are_rejected_with_their_key(
+    make_config: Callable[..., RunConfig],
+) -> None:
     with pytest.raises(ValidationError, match=r"memory.streamed_blocks: must be 0 with method full"):
         make_config(memory={"streamed_blocks": 1})
     with pytest.raises(ConfigError, match="MPS"):

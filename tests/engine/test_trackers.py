@@ -154,9 +154,9 @@ def test_a_missing_token_ends_no_run(
     )
     run_dir = make_run(**sections, limits={"max_steps": 2})
     run_engine(run_dir)
-    (told,) = warnings(run_dir)
-    assert told.startswith(f"{kind}: ")
-    assert "is not set" in told
+    (warning,) = warnings(run_dir)
+    assert warning.startswith(f"{kind}: ")
+    assert "is not set" in warning
     assert any(event["kind"] == "finished" for event in read_events(run_dir.events_jsonl))
     config = run_dir.read_run()["config"]
     notes = load_config(config, [], run_dir.run_json).notes

@@ -1,4 +1,4 @@
-"""What is trained when: rotation, keywords, the learning rate, the average."""
+"""The trained weights at each step: rotation, keywords, the learning rate, the average."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_turn_lasts_change_layer_every_steps() -> None:
     assert [rotation_at(config, step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
 
 
-def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
+def test_rotation_trains_the_chosen_blocks_and_those_that_are_always_trained() -> None:
     config = RunConfig.model_validate({"training": ROTATION})
     names = [f"{kind}.{i}.w" for kind, n in (("double_blocks", 3), ("single_blocks", 12)) for i in range(n)]
     names += [
@@ -210,7 +210,7 @@ def test_the_last_update_of_an_epoch_is_reported_as_of_that_epoch(make_run: Call
 
 
 @pytest.mark.parametrize("limits", [{"max_steps": 12}, {"max_epochs": 2}, {"max_minutes": 0.05}])
-def test_the_rate_falls_towards_whatever_ends_the_run(
+def test_the_rate_falls_towards_the_limit_that_ends_the_run(
     make_run: Callable[..., RunDir], limits: dict[str, float]
 ) -> None:
     schedule = {"kind": "wsd", "decay_share": 1.0, "min_ratio": 0.0}

@@ -35,9 +35,9 @@ LARGE_BATCH = {
 }
 
 
-def copy_of(drawn_data: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """The drawn images in `folder`, each row changed; a `dataloader` section that reads them."""
-    shutil.copytree(drawn_data, folder)
+def copy_of(synthetic_data: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """The synthetic images in `folder`, each row changed; a `dataloader` section that reads them."""
+    shutil.copytree(synthetic_data, folder)
     path = folder / "data.jsonl"
     rows = [json.loads(line) | changes for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,10 +60,10 @@ def rows_of_updates(config: RunConfig, world_size: int) -> list[list[int]]:
 
 
 def test_any_number_of_ranks_trains_the_same_rows_in_each_update(
-    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+    make_config: Callable[..., RunConfig], synthetic_data: Path, tmp_path: Path
 ) -> None:
     """A file that cannot be read moves no other row into another update."""
-    data = copy_of(drawn_data, tmp_path / "images")
+    data = copy_of(synthetic_data, tmp_path / "images")
     for packs in (False, True):
         sections = LARGE_BATCH | {"batching": {"pack_aspect_ratios": packs}}
         alone = rows_of_updates(make_config(**sections), 1)
@@ -89,10 +89,10 @@ def steps_of(run_dir: RunDir, num_ranks: int) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_makes_the_same_steps_and_none_without_a_sample(
-    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path
+    make_run: Callable[..., RunDir], synthetic_data: Path, tmp_path: Path
 ) -> None:
     """Batches of 5, 5 and 4, 5, 3 rows in three updates each; of the broken row's update nothing is left."""
-    data = copy_of(drawn_data, tmp_path / "images")
+    data = copy_of(synthetic_data, tmp_path / "images")
     found = {}
     for num_ranks in (1, 2, 3):
         run_dir = make_run(f"ranks-{num_ranks}", **LARGE_BATCH, limits={"max_steps": None, "max_epochs": 1})
@@ -154,7 +154,7 @@ def train_with_the_noise_of_one_rank(components: Components, ranks: Ranks) -> di
 
 
 def train_as_rank(rank: int, world_size: int, config: str, folder: str) -> None:
-    """In a process of its own; the first rank leaves its weights in `folder`."""
+    """In a separate process; the first rank leaves its weights in `folder`."""
     torch.set_num_threads(1)
     store = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
@@ -183,12 +183,15 @@ def test_with_equal_noise_the_updates_are_those_of_one_rank(
 
 
 def test_rows_of_weight_zero_make_no_step(
-    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+    make_run: Callable[..., RunDir],
+    make_config: Callable[..., RunConfig],
+    synthetic_data: Path,
+    tmp_path: Path,
 ) -> None:
-    """Momentum and weight decay would move the weights; a run of nothing else ends, and is told before."""
-    zero = copy_of(drawn_data, tmp_path / "zero", loss_weight=0)
+    """Momentum and weight decay would move the weights; a run of nothing else ends after a report of it."""
+    zero = copy_of(synthetic_data, tmp_path / "zero", loss_weight=0)
     sections: dict[str, Any] = {
-        "datasets": [copy_of(drawn_data, tmp_path / "some")],
+        "datasets": [copy_of(synthetic_data, tmp_path / "some")],
         "limits": {"max_steps": None, "max_epochs": 1},
         "training": {"updates_per_large_batch": 2},
     }
@@ -203,13 +206,13 @@ def test_rows_of_weight_zero_make_no_step(
     assert "every row has loss_weight 0" in str(plan.problems)
 
 
-def test_epochs_in_which_no_row_has_its_turn_are_passed_over(
-    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path
+def test_epochs_in_which_no_row_is_due_are_skipped(
+    make_run: Callable[..., RunDir], synthetic_data: Path, tmp_path: Path
 ) -> None:
     """An image with 0.4 repeats comes in epochs 1 and 3 of five; the run is stopped and resumed between."""
-    line = (drawn_data / "data.jsonl").read_text().splitlines()[0]
+    line = (synthetic_data / "data.jsonl").read_text().splitlines()[0]
     (tmp_path / "one.jsonl").write_text(f"{line}\n")
-    paths = {"jsonl_metadata_path": str(tmp_path / "one.jsonl"), "image_folder_path": str(drawn_data)}
+    paths = {"jsonl_metadata_path": str(tmp_path / "one.jsonl"), "image_folder_path": str(synthetic_data)}
     run_dir = make_run(
         dataloader={"jsonl_metadata_path": ""},
         datasets=[paths | {"repeats": 0.4}],

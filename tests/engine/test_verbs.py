@@ -32,8 +32,8 @@ def config_file(tmp_path: Path, make_config, monkeypatch):
 @pytest.fixture
 def trained(config_file: Path, tmp_path: Path, capsys) -> RunDir:
     """The run that `flowloom train` makes of it; `capsys` has what was said."""
-    words = ["train", str(config_file), "--name", "one", "--runs-dir", str(tmp_path / "runs")]
-    assert main([*words, "--training.lr", "2e-3"]) == 0
+    arguments = ["train", str(config_file), "--name", "one", "--runs-dir", str(tmp_path / "runs")]
+    assert main([*arguments, "--training.lr", "2e-3"]) == 0
     return RunDir(tmp_path / "runs" / "one")
 
 
@@ -50,7 +50,7 @@ def test_train_makes_a_run_and_trains_it(trained, capsys):
     assert TOKEN not in error
 
 
-def test_resume_goes_on_and_longer_when_asked(trained):
+def test_resume_continues_and_trains_longer_on_request(trained):
     assert main(["resume", str(trained.path), "--limits.max_steps", "3"]) == 0
     events = without_repeats(read_events(trained.events_jsonl))
     assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2, 3]
@@ -58,15 +58,15 @@ def test_resume_goes_on_and_longer_when_asked(trained):
 
 
 def test_a_second_run_of_the_same_name_is_refused(trained, config_file, capsys):
-    words = ["train", str(config_file), "--name", "one", "--runs-dir", str(trained.path.parent)]
-    assert main(words) == 2
+    arguments = ["train", str(config_file), "--name", "one", "--runs-dir", str(trained.path.parent)]
+    assert main(arguments) == 2
     assert "flowloom resume" in capsys.readouterr().err
 
 
-def test_sample_draws_what_it_is_asked_for(trained, tmp_path, capsys):
+def test_sample_generates_the_requested_images(trained, tmp_path, capsys):
     out = tmp_path / "pictures"
-    words = ["sample", str(trained.path), "--prompt", "red bar", "--prompt", "blue bar", "--size", "32x48"]
-    assert main([*words, "--steps", "2", "--cfg", "2", "--seed", "5", "-o", str(out)]) == 0
+    command = ["sample", str(trained.path), "--prompt", "red bar", "--prompt", "blue bar", "--size", "32x48"]
+    assert main([*command, "--steps", "2", "--cfg", "2", "--seed", "5", "-o", str(out)]) == 0
     assert capsys.readouterr().out.split() == [str(out / "00.png"), str(out / "01.png")]
     records = json.loads((out / "samples.json").read_text())
     assert [(record["prompt"], record["seed"], record["width"]) for record in records] == [
@@ -83,11 +83,11 @@ def test_sample_takes_an_exported_adapter_and_a_config(trained, config_file, tmp
     assert main(["sample", str(trained.path), *asked, "-o", str(tmp_path / "run")]) == 0
     assert main(["sample", str(adapter), *asked, "-o", str(tmp_path / "none")]) == 2
     assert "--config" in capsys.readouterr().err
-    words = ["sample", str(adapter), "--config", str(config_file), *asked, "-o", str(tmp_path / "file")]
-    assert main(words) == 0
-    pictures = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
+    arguments = ["sample", str(adapter), "--config", str(config_file), *asked, "-o", str(tmp_path / "file")]
+    assert main(arguments) == 0
+    images = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
     # Adapters are kept in float32; diffusers' layers are cut and joined again.
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    assert abs(images[0] - images[1]).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Puts pictures into buckets as sd-scripts does, and says where they went, in JSON.
+"""Puts images into buckets as sd-scripts does, and prints where they went, in JSON.
 
 `PYTHON bucket_as_sd_scripts.py QUESTION.json`, in the checkout, by its own Python. The question has `places`,
-each a data set's keys and sizes of pictures, and `runs`, each a run's directory with its seed and script.
+each a dataset's keys and sizes of images, and `runs`, each a run's directory with its seed and script.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import random
 import sys
 from pathlib import Path
 
-from read_as_sd_scripts import data_set
+from read_as_sd_scripts import dataset_of
 
 
 def places(case):
-    """The bucket of each size, and what the picture is scaled to; null where sd-scripts ends."""
+    """The bucket of each size, and the size that the image is scaled to; null where sd-scripts ends."""
     util = importlib.import_module("library.train_util")
     side, enabled = case["resolution"], case["enable_bucket"]
     if enabled:
@@ -40,10 +40,10 @@ def places(case):
 
 
 def run(case):
-    """Batches, pictures, and rows of each bucket of a run's data sets."""
+    """Batches, images, and rows of each bucket of a run's datasets."""
     args = argparse.Namespace(dataset_config=f"{case['run_dir']}/dataset.toml", masked_loss=True)
     random.seed(case["seed"])
-    group = data_set(args, Path(case["script"]))
+    group = dataset_of(args, Path(case["script"]))
     rows = [
         sorted([*map(int, size), len(bucket)] for size, bucket in zip(made.resos, made.buckets, strict=True))
         for made in (dataset.bucket_manager for dataset in group.datasets)

@@ -1,4 +1,4 @@
-"""A stand-in for whatever offers files: a server, or a hub that sends on to where they lie, with faults."""
+"""A stand-in for servers of files, or a hub that redirects to them, with faults."""
 
 import hashlib
 import threading
@@ -20,7 +20,7 @@ class Files(ThreadingHTTPServer):
         self.moved: dict[str, str] = {}
         """Path to the address that it sends on to."""
         self.linked: dict[str, bytes] = {}
-        """Path to the content that the hub's headers describe, whatever comes in the end."""
+        """Path to the content that the hub's headers describe, which may differ from the content sent."""
         self.next: dict[str, str] = {}
         """Path to that of the next page of a list."""
         self.has_ranges = True
@@ -28,8 +28,8 @@ class Files(ThreadingHTTPServer):
         self.breaks_after: list[int] = []
         """Bytes after which the next answers break off, one each."""
         self.holds_after: int | None = None
-        """Bytes after which answers wait for `go_on`."""
-        self.go_on = threading.Event()
+        """Bytes after which answers wait for `may_continue`."""
+        self.may_continue = threading.Event()
         self.states: list[int] = []
         """Answers to give first, before anything else."""
         self.kind = "application/octet-stream"
@@ -41,7 +41,7 @@ class Files(ThreadingHTTPServer):
         """Path, and headers in lower case."""
 
     def ranges(self) -> list[str | None]:
-        """What of the file each request asked for."""
+        """The part of the file that each request asked for."""
         return [headers.get("range") for _, headers in self.requests]
 
 
@@ -101,10 +101,10 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         end = server.breaks_after.pop(0) if server.breaks_after else len(body)
-        if server.holds_after is not None and not server.go_on.is_set():
+        if server.holds_after is not None and not server.may_continue.is_set():
             self.wfile.write(body[: server.holds_after])
             self.wfile.flush()
-            server.go_on.wait(60)
+            server.may_continue.wait(60)
             body, end = body[server.holds_after :], end - server.holds_after
         self.wfile.write(body[: max(0, end)])
         if end < len(body) or not server.states_length or server.claims:
@@ -121,7 +121,7 @@ def serving(host: str = "127.0.0.1") -> Iterator[Files]:
     server = Files(host)
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     yield server
-    server.go_on.set()
+    server.may_continue.set()
     server.shutdown()
     server.server_close()
 

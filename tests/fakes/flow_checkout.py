@@ -1,7 +1,7 @@
 """A folder that looks like a checkout of lodestone-rock/flow, whose trainer trains nothing.
 
 It reads its configuration where and as FLOW does, writes what FLOW writes, and says what FLOW says, by the
-same progress bars. `master_seed` says for how many epochs (0: for ever; below 0: it fails).
+same progress bars. `master_seed` says for how many epochs (0: forever; below 0: it fails).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def train_chroma(rank, world_size, debug=False):
 
 
 def make_checkout(path: Path) -> Path:
-    """Write it to `path`: a new trainer that only its `main` starts, an old one with a script of its own."""
+    """Write it to `path`: a new trainer that only its `main` starts, an old one with a separate script."""
     modules = path / "src" / "trainer"
     modules.mkdir(parents=True)
     for folder in (path / "src", modules):

@@ -13,7 +13,7 @@ TOKEN = "hf_not-a-real-token"
 
 
 class Hub(ThreadingHTTPServer):
-    """What the hub's HTTP API does when a model is uploaded (git-LFS batch API, basic transfer)."""
+    """The hub's HTTP API for uploads of models (git-LFS batch API, basic transfer)."""
 
     daemon_threads = True
 
@@ -148,7 +148,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    # Read from HF_HUB_DISABLE_XET at import: xet storage is a service of its own, which no stand-in has.
+    # Read from HF_HUB_DISABLE_XET at import: xet storage is a separate service, which no stand-in has.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     yield server
     server.shutdown()

@@ -109,7 +109,7 @@ def model_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_not-a-real-token")
-    # Read from HF_HUB_DISABLE_XET at import: xet storage is a service of its own, which no stand-in has.
+    # Read from HF_HUB_DISABLE_XET at import: xet storage is a separate service, which no stand-in has.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     yield server
     server.shutdown()

@@ -1,4 +1,4 @@
-"""Small pictures of every kind as files in memory."""
+"""Small images of every kind as files in memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def turned(kind: str, orientation: int) -> bytes:
-    """A white picture, stored as 120 x 60, its upper left corner black, with an EXIF orientation."""
-    picture = Image.new("RGB", (120, 60), "white")
-    picture.paste("black", (0, 0, 60, 30))
-    exif = picture.getexif()
+    """A white image, stored as 120 x 60, its upper left corner black, with an EXIF orientation."""
+    image = Image.new("RGB", (120, 60), "white")
+    image.paste("black", (0, 0, 60, 30))
+    exif = image.getexif()
     exif[ORIENTATION] = orientation
-    return encoded(picture, kind, exif=exif)
+    return encoded(image, kind, exif=exif)
 
 
 @lru_cache

@@ -43,9 +43,9 @@ def rates(accelerator):
 
 if __name__ == "__main__":
     args, _ = setup_parser().parse_known_args()
-    told = tomllib.loads(Path(args.config_file).read_text())["arguments"]
+    stated = tomllib.loads(Path(args.config_file).read_text())["arguments"]
     given = {name: value for name, value in vars(args).items() if value is not None}
-    args = argparse.Namespace(**told | given)
+    args = argparse.Namespace(**stated | given)
     accelerator = accelerate.Accelerator()
     train_util.resume(accelerator, args)
     tracker = TensorBoardTracker()

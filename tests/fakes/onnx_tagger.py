@@ -12,7 +12,7 @@ FLOAT, FLOATS_ARE_RAW, INT, INTS = 1, 9, 2, 7
 
 
 class Label(NamedTuple):
-    """An output of the tagger: sigmoid(weights . mean + bias), where `mean` is the picture's, 0 to 1."""
+    """An output of the tagger: sigmoid(weights . mean + bias), where `mean` is the image's, 0 to 1."""
 
     name: str
     category: int
@@ -35,7 +35,7 @@ LABELS = (
     Label("fox_(forest_story)", 4, red=10, bias=-6),
     Label("wolf_(forest_story)", 4, bias=-1),
 )
-"""Characters: the fox is sure (0.98) in red pictures; the wolf has 0.27 in all."""
+"""Characters: the fox is sure (0.98) in red images; the wolf has 0.27 in all."""
 
 
 def write_tagger(
@@ -52,7 +52,7 @@ def write_tagger(
 
 
 def model(labels: Sequence[Label], side: int, batch: int | str) -> bytes:
-    """ModelProto: pictures (N, side, side, 3), 0 to 255, to their mean, to probabilities."""
+    """ModelProto: images (N, side, side, 3), 0 to 255, to their mean, to probabilities."""
     # As in the real ones, levels come as 0 to 255: the weights bring them to 0 to 1.
     channels = [[label.blue / 255 for label in labels], [label.green / 255 for label in labels],
                 [label.red / 255 for label in labels]]  # fmt: skip

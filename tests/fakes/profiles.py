@@ -1,4 +1,4 @@
-"""ICC profiles (ICC.1:2001), as small as they can be, that say something nobody would guess."""
+"""ICC profiles (ICC.1:2001), as small as they can be, with a content that cannot be guessed."""
 
 from __future__ import annotations
 

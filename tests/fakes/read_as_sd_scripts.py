@@ -1,7 +1,7 @@
-"""Reads runs as sd-scripts' own scripts do, and says what they make of them, in JSON.
+"""Reads runs as sd-scripts' own scripts do, and prints the result in JSON.
 
 `PYTHON read_as_sd_scripts.py RUN_DIR=SCRIPT...`, in the checkout, by its own Python: each configuration goes
-through the script's argparse, the data sets through its sanitizer, all through its own assertions.
+through the script's argparse, the datasets through its sanitizer, all through its own assertions.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def read(run_dir, script):
-    """What `script` makes of the files in `run_dir`; wrong: all that it would take in silence."""
+    """The arguments that `script` reads in `run_dir`; wrong: all that it would accept silently."""
     module = importlib.import_module(Path(script).stem)
     util = importlib.import_module("library.train_util")
     parser = module.setup_parser()
@@ -22,16 +22,16 @@ def read(run_dir, script):
     args = util.read_config_from_file(parser.parse_args(), parser)
     util.verify_training_args(args)
     actions = {action.dest: action for action in parser._actions}
-    told = tomllib.loads(Path(f"{run_dir}/config.toml").read_text())["arguments"]
-    wrong = [word for key, value in told.items() if (word := wrong_with(actions.get(key), key, value))]
-    group = data_set(args, Path(script))
+    arguments = tomllib.loads(Path(f"{run_dir}/config.toml").read_text())["arguments"]
+    wrong = [word for key, value in arguments.items() if (word := wrong_with(actions.get(key), key, value))]
+    group = dataset_of(args, Path(script))
     trainers = [value for value in vars(module).values() if hasattr(value, "assert_extra_args")]
     for trainer in trainers:
         if trainer.__module__ == module.__name__:
             trainer().assert_extra_args(args, group, None)
     return {
         "wrong": wrong,
-        "arguments": {key: getattr(args, key) for key in told},
+        "arguments": {key: getattr(args, key) for key in arguments},
         "images": group.num_train_images,
         "kinds": [type(dataset).__name__ for dataset in group.datasets],
         "captions": sorted({info.caption for one in group.datasets for info in one.image_data.values()}),
@@ -39,8 +39,8 @@ def read(run_dir, script):
     }
 
 
-def data_set(args, script):
-    """What the script trains on, made with the flags that it gives to the sanitizer."""
+def dataset_of(args, script):
+    """The dataset of the script, made with the flags that it gives to the sanitizer."""
     util = importlib.import_module("library.config_util")
     texts = script.read_text(), Path("train_network.py").read_text()
     flags = next(found[1] for text in texts if (found := re.search(r"ConfigSanitizer\(([^()]*)\)", text)))

@@ -1,8 +1,8 @@
 """The real sd-scripts, where there is a checkout with its environment in `.venv`: FLOWLOOM_KOHYA=CHECKOUT.
 
-Where that environment has no torchvision, what sd-scripts uses of it is torchvision_here, beside this file.
+Where that environment has no torchvision, torchvision_here has the parts of it that sd-scripts uses.
 Of the copy that trains one line differs, the widths of its U-Net, which are constants there.
-FLOWLOOM_KOHYA_WIDTH=320 leaves that line as it is: a U-Net of the released size, which takes gigabytes.
+FLOWLOOM_KOHYA_WIDTH=320 leaves that line unchanged: a U-Net of the released size, which takes gigabytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
 
 
 def paint_with_captions(folder: Path) -> None:
-    """Four pictures in two shapes."""
+    """Four images in two shapes."""
     folder.mkdir()
     for i, colour in enumerate(["red", "green", "blue", "yellow"]):
         size = (64, 128 if i % 2 else 64)
@@ -51,7 +51,7 @@ def paint_with_captions(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sd_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a narrow copy of sd-scripts, an SD 1.5 for it, and pictures."""
+    """A folder with a narrow copy of sd-scripts, an SD 1.5 for it, and images."""
     folder = tmp_path_factory.mktemp("kohya")
     kept = shutil.ignore_patterns(".*", "images", "docs", "tests")
     shutil.copytree(CHECKOUT, folder / "sd-scripts", ignore=kept)
@@ -77,7 +77,7 @@ def sd_studio(sd_home: Path) -> Iterator[Studio]:
 
 
 def small_config(home: Path, **sections: Any) -> dict[str, Any]:
-    """Ten steps of a LoRA on `home`'s model and pictures; `sections` are laid over it, key by key."""
+    """Ten steps of a LoRA on `home`'s model and images; `sections` are merged over it, key by key."""
     dataset = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 128, "bucket_no_upscale": False}
     base: dict[str, Any] = {
         "family": "sd15",

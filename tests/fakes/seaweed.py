@@ -41,20 +41,20 @@ class Seaweed:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a process needs to be let in."""
+        """The environment that gives a process access."""
         return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
     def give_keys(self, key: str, secret: str) -> None:
-        """Let in whoever has these keys."""
+        """Give access to clients with these keys."""
         self._configure(f"-access_key {key} -secret_key {secret} -buckets {BUCKET} -actions Read,Write,List")
 
     def revoke_keys(self, key: str) -> None:
         """Delete keys that were given."""
         self._configure(f"-access_key {key} -delete")
 
-    def _configure(self, words: str) -> None:
+    def _configure(self, arguments: str) -> None:
         command = [weed_path() or "weed", "shell", *self.admin]
-        line = f"s3.configure -user tester {words} -apply\n"
+        line = f"s3.configure -user tester {arguments} -apply\n"
         subprocess.run(command, input=line, text=True, capture_output=True, check=True, timeout=60)
 
 
@@ -64,7 +64,7 @@ def weed_path() -> str | None:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on, all different."""
+    """Free ports, all different."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:
@@ -79,10 +79,10 @@ def running_seaweed(folder: Path) -> Iterator[Seaweed]:
     if weed is None:
         pytest.skip("SeaweedFS has no build for this machine: no command 'weed'")
     ports = dict(zip((*PORTS, *(f"{name}.grpc" for name in PORTS)), free_ports(10), strict=True))
-    words = [f"-{name}.port.grpc={ports[f'{name}.grpc']}" for name in PORTS]
-    words += [f"-{name}.port={ports[name]}" for name in PORTS]
+    flags = [f"-{name}.port.grpc={ports[f'{name}.grpc']}" for name in PORTS]
+    flags += [f"-{name}.port={ports[name]}" for name in PORTS]
     command = [
-        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", *words),
+        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", *flags),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=256"),
     ]

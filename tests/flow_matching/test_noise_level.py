@@ -84,7 +84,7 @@ def test_flows_density_has_its_published_moments():
     assert levels.std() == pytest.approx(0.2277, abs=1e-4)
 
 
-def test_single_precision_numbers_are_taken_as_they_are():
+def test_single_precision_numbers_are_taken_unchanged():
     u = torch.rand(100, generator=torch.Generator().manual_seed(0))
     for quantile in QUANTILES.values():
         torch.testing.assert_close(quantile(u), quantile(u.double()), atol=0, rtol=0)

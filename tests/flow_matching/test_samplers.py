@@ -131,7 +131,7 @@ def test_the_callback_sees_every_step(name: str):
 
 
 @EVERY
-def test_the_noise_given_is_left_as_it_was(name: str):
+def test_the_given_noise_is_unchanged(name: str):
     before = NOISE.clone()
     SAMPLERS[name](gaussian(0.4), NOISE, schedule(3, 256))
     assert torch.equal(NOISE, before)

@@ -26,9 +26,9 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def loom(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def loom(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(checkout / "bin"), "HOME": str(checkout)}
-    command = [str(checkout / "bin" / "sh"), str(checkout / "loom"), *words]
+    command = [str(checkout / "bin" / "sh"), str(checkout / "loom"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -1,5 +1,7 @@
 """Plain words: strings, docstrings, comments, names and documents use the terms of docs/glossary.md.
 
+Strings of tests are data and may have any words.
+
 `python tests/house/test_words.py PATH ...` lists the words to replace in files or folders, allowed or not.
 """
 
@@ -81,8 +83,12 @@ def python_texts(path: Path) -> Iterator[Text]:
     """Strings, docstrings by paragraph, comments, and the names of the module, its classes and functions."""
     source = path.read_text()
     tree = ast.parse(source)
-    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    if relative(path).startswith("tests/"):
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        nodes = [n for n in nodes if n in docstrings or not isinstance(n, ast.Constant | ast.JoinedStr)]
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             texts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
             yield node.lineno, "".join(texts)
@@ -97,8 +103,8 @@ def python_texts(path: Path) -> Iterator[Text]:
 
 
 def plain_name(name: str) -> str:
-    """The words of an identifier as a label: `read_dataSet` is `Read data set`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name).strip().lower().capitalize()
+    """The words of an identifier as a label: `is_runDir` is `Is run dir`, `test_x` is `X`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name.removeprefix("test_")).strip().lower().capitalize()
 
 
 TYPESCRIPT = re.compile(
@@ -143,7 +149,8 @@ def relative(path: Path) -> str:
 
 
 def files() -> list[Path]:
-    patterns = ["*.md", "docs/**/*.md", "benchmarks/*.*", "src/flowloom/**/*.py", "frontend/src/**/*.ts*"]
+    python = ["src/flowloom/**/*.py", "tests/**/*.py"]
+    patterns = ["*.md", "docs/**/*.md", "benchmarks/*.*", *python, "frontend/src/**/*.ts*"]
     paths = (path for pattern in patterns for path in ROOT.glob(pattern))
     return sorted(path for path in paths if not relative(path).startswith(GENERATED))
 
@@ -204,15 +211,18 @@ def test_texts_are_found_in_every_language(tmp_path: Path, monkeypatch: pytest.M
     sources = {
         "a.py": '"""A wish.\n\nA keeper."""\n\n\ndef is_told(x):\n    raise ValueError(f"{x} lacks b")  # made anew\n',  # noqa: E501
         "a.tsx": 'import { told } from "@/lib/told"; // told\nf("Tells b"); <p>The run\'s {x} shelf is</p>',
+        "tests/test_a.py": 'def test_what_is():\n    """A wish."""\n    assert f("a keeper")  # made anew\n',
         "a.md": "# A picture\n\nThe `picture` is\n\n```\na wish\n```\n\n- is told\n",
     }
     expected = {
         "a.py": ["anew", "keeper", "lacks", "told", "wish"],
         "a.tsx": ["Tells", "shelf"],
+        "tests/test_a.py": ["What", "anew", "wish"],
         "a.md": ["picture", "told"],
     }
     for name, source in sources.items():
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         path.write_text(source)
         assert sorted(re.findall(r": '(\w+)': use", "\n".join(findings(path)))) == expected[name]
 

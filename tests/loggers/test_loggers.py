@@ -85,7 +85,7 @@ def test_tensorboard_shows_curves_and_samples(run_dir: Path) -> None:
     assert (image.step, image.width, image.height) == (101, 8, 8)
 
 
-def test_tensorboard_goes_on_after_a_resume(run_dir: Path) -> None:
+def test_tensorboard_continues_after_a_resume(run_dir: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     follow(run_dir, EVENTS[:5], kind="tensorboard")
@@ -95,7 +95,7 @@ def test_tensorboard_goes_on_after_a_resume(run_dir: Path) -> None:
 
 
 def wandb_records(path: Path) -> list[Any]:
-    """What the file of an offline run has for `wandb sync`: protobufs in LevelDB's log format."""
+    """The content of the file of an offline run for `wandb sync`: protobufs in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
@@ -166,7 +166,7 @@ def test_wandb_disabled_writes_nothing(run_dir: Path) -> None:
     assert not list((run_dir / "wandb").glob("*run-*"))
 
 
-def test_a_missing_package_is_named_with_its_cure(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_a_hint(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("aim", "wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, package, None)
     for kind in ("aim", "wandb", "tensorboard"):
@@ -174,7 +174,7 @@ def test_a_missing_package_is_named_with_its_cure(run_dir: Path, monkeypatch: py
             open_logger(run_dir, kind=kind, **({"mode": "offline"} if kind == "wandb" else {}))
 
 
-def test_aim_shows_curves_and_samples_and_goes_on_after_a_resume(
+def test_aim_shows_curves_and_samples_and_continues_after_a_resume(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", f"hf_{SECRET}")

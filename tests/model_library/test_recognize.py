@@ -1,4 +1,4 @@
-"""Models are told by their headers, and damage is named instead of met."""
+"""Models are recognized by their headers, and damage is named before they are loaded."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_a_checkpoint_names_what_is_in_it(tmp_path: Path):
     assert found.precision == "F16"
 
 
-def test_the_scaling_in_diffusers_config_tells_vaes_apart(tmp_path: Path):
+def test_the_scaling_in_diffusers_config_distinguishes_vaes(tmp_path: Path):
     path = write_model(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", VAE_4)
     assert look(path).architecture == "vae-sd"
     (tmp_path / "vae" / "config.json").write_text('{"scaling_factor": 0.13025}')
     assert look(path).architecture == "vae-sdxl"
 
 
-def test_what_nothing_fits_is_unknown_and_no_problem(tmp_path: Path):
+def test_a_file_that_fits_no_kind_is_unknown_and_no_problem(tmp_path: Path):
     found = look(write_model(tmp_path / "x.safetensors", {"something.weight": (3, 3)}))
     assert (found.kind, found.architecture, found.problem) == ("unknown", None, None)
 
@@ -80,7 +80,7 @@ def test_the_marker_counts_behind_a_prefix(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.bin"])
-def test_gguf_is_told_whatever_it_is_called(name: str, tmp_path: Path):
+def test_gguf_is_recognized_under_any_name(name: str, tmp_path: Path):
     (tmp_path / name).write_bytes(b"GGUF\x03" + bytes(100))
     problem = look(tmp_path / name).problem
     assert problem
@@ -114,7 +114,7 @@ def lora(prefix: str, down: str, up: str, separator: str = ".", rank: int = 16) 
     ],
     ids=["comfy", "kohya", "diffusers", "peft"],
 )
-def test_a_lora_tells_its_names_rank_and_layers(shapes: dict[str, Any], naming: str, tmp_path: Path):
+def test_the_names_rank_and_layers_of_a_lora_are_read(shapes: dict[str, Any], naming: str, tmp_path: Path):
     found = look(write_model(tmp_path / "x.safetensors", shapes))
     assert found.kind == "lora"
     assert found.adapter
@@ -139,7 +139,7 @@ def test_double_blocks_by_diffusers_names_are_not_taken_for_sd_3(
     assert adapter.base == base
 
 
-def test_tensors_of_a_text_encoder_do_not_tell_the_naming(tmp_path: Path):
+def test_tensors_of_a_text_encoder_do_not_decide_the_naming(tmp_path: Path):
     shapes = {"bundle_emb.<fox>.t5": (1, 4096)} | lora("lora_transformer_", "lora_down", "lora_up", "_")
     adapter = look(write_model(tmp_path / "x.safetensors", shapes)).adapter
     assert adapter
@@ -180,7 +180,7 @@ def test_alpha_is_read_from_its_tensor(dtype: str, value: bytes, alpha: float, t
         ("my-Chroma-fox", {}, {}, ("chroma", "name")),
     ],
 )
-def test_the_base_of_a_lora_is_told_and_by_what(
+def test_the_base_of_a_lora_is_reported_with_its_evidence(
     name: str, extra: dict[str, Any], metadata: dict[str, str], base: tuple[str, str], tmp_path: Path
 ):
     shapes = lora("lora_unet_", "lora_down", "lora_up", "_") | extra
@@ -192,7 +192,7 @@ def test_the_base_of_a_lora_is_told_and_by_what(
 @pytest.mark.parametrize(
     ("width", "base"), [(768, "sd15"), (1024, "sd2"), (2048, "sdxl")], ids=["sd15", "sd2", "sdxl"]
 )
-def test_the_base_of_a_unet_lora_is_told_by_its_text(width: int, base: str, tmp_path: Path):
+def test_the_base_of_a_unet_lora_is_recognized_by_its_text(width: int, base: str, tmp_path: Path):
     layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     shapes = {f"{layer}.lora_down.weight": (8, width), f"{layer}.lora_up.weight": (640, 8)}
     found = look(write_model(tmp_path / "x.safetensors", shapes))
@@ -200,7 +200,7 @@ def test_the_base_of_a_unet_lora_is_told_by_its_text(width: int, base: str, tmp_
     assert found.adapter.base == found.architecture == base
 
 
-def test_other_adapters_are_told(tmp_path: Path):
+def test_other_adapters_are_recognized(tmp_path: Path):
     layer = "lora_unet_single_blocks_0_linear1"
     kinds = {
         "lokr": {f"{layer}.lokr_w1": (4, 4), f"{layer}.lokr_w2_b": (8, 768)},
@@ -224,7 +224,7 @@ def test_other_adapters_are_told(tmp_path: Path):
         ("sd_xl_base_1.0", "Base", None),
     ],
 )
-def test_names_tell_variant_and_version(name: str, variant: str | None, version: str | None):
+def test_names_state_variant_and_version(name: str, variant: str | None, version: str | None):
     assert name_parts(Path(f"{name}.safetensors")) == (variant, version)
 
 
@@ -277,7 +277,7 @@ def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path):
     assert "more than any model's" in str(look(path).problem)
 
 
-def test_a_file_is_looked_at_anew_when_it_changes(tmp_path: Path):
+def test_a_file_is_read_again_when_it_changes(tmp_path: Path):
     path = write_model(tmp_path / "x.safetensors", CHROMA)
     assert look(path).architecture == "chroma"
     write_model(path, VAE_4)

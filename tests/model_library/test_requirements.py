@@ -1,4 +1,4 @@
-"""What a configuration lacks is named, with what would do; a file of another kind is refused in words."""
+"""Missing files of a configuration are named with choices; files of another kind are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def section(models_dir: Path, **other: str) -> dict[str, Any]:
     return named | {"t5_config_path": str(folder / "config.json"), "t5_tokenizer_path": str(folder)}
 
 
-def test_choices_are_what_fits_each_path(models_dir: Path):
+def test_choices_fit_each_path(models_dir: Path):
     found = {key: [path.relative_to(models_dir).as_posix() for path in paths]
              for key, paths in choices([models_dir]).items()}  # fmt: skip
     assert found == {
@@ -67,12 +67,12 @@ def test_choices_are_what_fits_each_path(models_dir: Path):
     }
 
 
-def test_a_whole_set_lacks_nothing(models_dir: Path):
+def test_a_complete_set_has_no_missing_files(models_dir: Path):
     assert unfit_models(section(models_dir)) == []
     assert missing(ModelSection(**section(models_dir)), [models_dir]) == []
 
 
-def test_a_file_that_a_cache_stands_in_for_is_not_lacking(models_dir: Path):
+def test_a_file_that_a_cache_replaces_is_not_missing(models_dir: Path):
     model = ModelSection(**section(models_dir))
     (models_dir / "ae.safetensors").unlink()
     assert [need.path for need in missing(model, [models_dir])] == ["model.vae_path"]
@@ -80,7 +80,7 @@ def test_a_file_that_a_cache_stands_in_for_is_not_lacking(models_dir: Path):
 
 
 @pytest.mark.parametrize(
-    ("key", "file", "words"),
+    ("key", "file", "message"),
     [
         ("vae_path", "sdxl_vae", "a VAE of SD 1.5 or SDXL"),
         ("vae_path", "Chroma1-HD", "is Chroma: FLUX's VAE of 16 channels, ae.safetensors goes here"),
@@ -92,10 +92,10 @@ def test_a_file_that_a_cache_stands_in_for_is_not_lacking(models_dir: Path):
         ("chroma_path", "ae", "is a VAE of 16 channels, as FLUX has it: Chroma's network goes here"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, words: str, models_dir: Path):
+def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, message: str, models_dir: Path):
     (problem,) = unfit_models(section(models_dir, **{key: file}))
     assert problem.where == f"model.{key}"
-    assert words in problem.text
+    assert message in problem.text
 
 
 def test_a_lora_is_no_base(models_dir: Path):
@@ -123,12 +123,12 @@ def test_a_quantised_file_is_refused_and_offered_nowhere(key: str, kind: str, mo
     assert path not in [path for paths in choices([models_dir]).values() for path in paths]
 
 
-def test_plain_float8_is_taken_and_said_to_be_rounded(models_dir: Path):
+def test_plain_float8_is_accepted_and_reported_as_rounded(models_dir: Path):
     write_model(models_dir / "fp8.safetensors", CHROMA, dtype="F8_E4M3")
     given = section(models_dir, chroma_path="fp8")
     assert unfit_models(given) == []
-    (told,) = rounded_models(ModelSection(**given))
-    assert told.startswith("model.chroma_path: fp8.safetensors has float8 weights")
+    (note,) = rounded_models(ModelSection(**given))
+    assert note.startswith("model.chroma_path: fp8.safetensors has float8 weights")
     assert rounded_models(ModelSection(**section(models_dir))) == []
 
 
@@ -164,13 +164,13 @@ def test_a_model_is_no_adapter(models_dir: Path):
     assert "is a GGUF file" in said["x.gguf"]
 
 
-def test_what_is_no_file_is_not_called_unreadable():
+def test_a_path_that_is_no_file_is_not_called_unreadable():
     assert [unreadable(Path(text)) for text in ("black-forest-labs/FLUX.1-dev", "a\0b", "x" * 5000)] == [
         None
     ] * 3
 
 
-def test_a_t5_of_another_size_is_told_by_both_widths(models_dir: Path):
+def test_a_t5_of_another_size_is_reported_with_both_widths(models_dir: Path):
     write_model(models_dir / "small.safetensors", KNOWN["t5 base"][0])
     (problem,) = unfit_models(section(models_dir, t5_path="small"))
     assert problem.where == "model.t5_path"
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_a_problem_of_its_key(models_dir: Path):
     assert "truncated" in problem.text
 
 
-def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):
+def test_a_missing_file_comes_with_local_choices_and_a_download(models_dir: Path):
     (models_dir / "t5" / "config.json").unlink()
     given = section(models_dir) | {"vae_path": "", "chroma_path": str(models_dir / "gone.safetensors")}
     needs = {need.path: need for need in missing(ModelSection.model_validate(given), [models_dir])}

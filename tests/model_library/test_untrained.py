@@ -1,4 +1,4 @@
-"""A network that was never trained is told by its file, and offered after those that were."""
+"""An untrained network is recognized by its file, and offered after trained ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_a_final_layer_of_zeros_is_an_untrained_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_it_is_told_in_every_number_format(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_an_untrained_network_is_recognized_in_every_number_format(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     weights = {name: tensor.to(dtype) for name, tensor in random_chroma_weights(TINY, seed=1).items()}
     save_weights(tmp_path / "base.safetensors", weights, {})
     assert look(tmp_path / "base.safetensors").is_untrained
@@ -46,7 +48,7 @@ def test_trained_networks_are_offered_first(tmp_path: Path, tiny_chroma_path: Pa
     assert [path.name for path in found] == ["z-trained.safetensors", "a-untrained.safetensors"]
 
 
-def test_an_adapter_on_an_untrained_base_is_told_before_it_starts(tmp_path: Path) -> None:
+def test_an_adapter_on_an_untrained_base_is_reported_before_it_starts(tmp_path: Path) -> None:
     base = str(written(tmp_path / "base.safetensors"))
     sections: dict[str, Any] = {"model": {"chroma_path": base}}
     assert untrained_models(RunConfig.model_validate(sections)) == []

@@ -55,12 +55,12 @@ def test_it_is_the_network_that_diffusers_makes_of_the_file(
     with torch.no_grad():
         mean = model.encode(pixels).latent_dist.mean
         expected = (mean - model.config.shift_factor) * model.config.scaling_factor
-        picture = model.decode(mean).sample
+        image = model.decode(mean).sample
     latents, decoded = outputs(loaded, pixels)
     assert latents.shape == (2, 16, 6, 4)
     assert torch.equal(latents, expected)
-    assert (decoded - picture).abs().max() < 1e-5
-    assert picture.std() > 0.05
+    assert (decoded - image).abs().max() < 1e-5
+    assert image.std() > 0.05
     assert loaded.factor == 8
 
 
@@ -130,7 +130,7 @@ def test_quantisation_convolutions_are_used_where_the_file_has_them(tmp_path: Pa
     assert torch.allclose(found, (expected - 0.1159) * 0.3611, atol=1e-6)
 
 
-def test_dtype_is_the_one_asked_for_whatever_the_pixels_are(tiny_vae_path: Path, pixels: Tensor):
+def test_dtype_is_the_requested_one_for_any_pixels(tiny_vae_path: Path, pixels: Tensor):
     autoencoder = load_autoencoder(tiny_vae_path, CPU, torch.bfloat16)
     latents, decoded = outputs(autoencoder, pixels.float())
     assert latents.dtype == decoded.dtype == torch.bfloat16

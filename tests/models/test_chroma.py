@@ -1,4 +1,4 @@
-"""Chroma loads from every file that people have of it, and every other file is told for what it is."""
+"""Chroma loads from every usual kind of file, and the kind of every other file is named."""
 
 import dataclasses
 import json

@@ -207,7 +207,7 @@ def test_a_missing_or_wrong_tokenizer_is_named(tmp_path: Path):
         load_tokenizer(tmp_path)
 
 
-def test_a_missing_sentencepiece_is_named_with_its_cure(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_sentencepiece_is_named_with_a_hint(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(WeightsError, match="pip install sentencepiece"):
         load_tokenizer(tiny_t5)

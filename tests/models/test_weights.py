@@ -46,7 +46,7 @@ def equal(found, expected) -> bool:
     )
 
 
-def test_what_is_saved_is_read_by_us_and_by_safetensors(tmp_path: Path):
+def test_saved_weights_are_read_by_us_and_by_safetensors(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     save_weights(path, TENSORS, {"title": "größer"})
     weights = open_weights(path)
@@ -237,7 +237,7 @@ def test_loading_never_holds_two_copies_of_the_model(tmp_path: Path, dtype: str,
     assert model_mib * 0.9 < peak < model_mib + 64
 
 
-def test_a_full_disk_is_said_and_leaves_the_old_file_whole(tmp_path: Path):
+def test_a_full_disk_is_reported_and_leaves_the_old_file_complete(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     save_weights(path, {"a": torch.zeros(8)}, {})
     before = path.read_bytes()
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_file_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_save_that_fails_half_way_leaves_the_old_file_whole(tmp_path: Path):
+def test_a_save_that_fails_half_way_leaves_the_old_file_complete(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     save_weights(path, {"a": torch.zeros(8)}, {})
     before = path.read_bytes()

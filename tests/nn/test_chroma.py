@@ -226,15 +226,15 @@ def test_norms_of_bfloat16_stay_bfloat16_where_autocast_would_widen_them():
     assert is_still_enabled
 
 
-def test_a_network_that_drew_pictures_can_be_trained(chroma: Chroma, inputs: dict[str, Tensor]):
+def test_a_network_that_generated_images_can_be_trained(chroma: Chroma, inputs: dict[str, Tensor]):
     with torch.inference_mode():
-        drawn = chroma(**inputs)
+        generated = chroma(**inputs)
     trained = chroma(**inputs)
     trained.sum().backward()
-    torch.testing.assert_close(trained, drawn.clone())
+    torch.testing.assert_close(trained, generated.clone())
 
 
-def test_positions_are_told_apart(chroma: Chroma, inputs: dict[str, Tensor]):
+def test_positions_are_distinguished(chroma: Chroma, inputs: dict[str, Tensor]):
     wide, high = inputs | {"image_ids": image_ids(6, 8)}, inputs
     outputs = [chroma(**chosen) for chosen in (high, wide, high)]
     assert torch.equal(outputs[0], outputs[2])

@@ -37,7 +37,7 @@ def velocity(model: Any, inputs: dict[str, Tensor], mask: Tensor | None) -> Tens
 
 
 def gradients(model: torch.nn.Module, prediction: Tensor) -> dict[str, Tensor]:
-    """Of a loss that tells every output from every other; zeros where nothing arrives."""
+    """Of a loss that distinguishes all outputs; zeros where nothing arrives."""
     weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(3))
     (prediction * weights).mean().backward()
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}

@@ -31,7 +31,7 @@ def test_modulations_are_what_training_starts_well_from(params):
     assert (gates - 1).abs().mean() < 0.05
     assert scales.abs().mean() < 0.05
     assert shifts.std() == pytest.approx(SHIFT_DEVIATION, rel=0.2)
-    # Every level is told from every other, and close levels are alike.
+    # Every level is distinguished from every other, and close levels are alike.
     assert torch.pdist(shifts[::10].flatten(1)).min() > 1
     assert shifts.diff(dim=0).abs().max() < 0.2
 

@@ -1,4 +1,4 @@
-"""Texts of different lengths in one batch cost what they must, and nobody sees another's."""
+"""Texts of different lengths in one batch cost no more than needed, and no sample sees another's text."""
 
 from collections.abc import Iterator, Sequence
 

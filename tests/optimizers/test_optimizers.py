@@ -169,7 +169,7 @@ def test_bf16_weights_keep_updates_below_their_last_digit(kind: str) -> None:
     assert 0.0045 < 1 - weight.double().mean().item() < 0.0055
 
 
-def test_what_a_device_lacks_is_answered_with_the_cure() -> None:
+def test_a_missing_feature_of_a_device_is_reported_with_a_hint() -> None:
     parameter = torch.nn.Parameter(torch.zeros(4, device="meta"))
     groups = [{"params": [parameter], "weight_decay": 0.0}]
     with pytest.raises(ConfigError, match="adamw_lowbit"):

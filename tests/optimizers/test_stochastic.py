@@ -32,7 +32,7 @@ def test_every_rounding_is_one_of_the_two_neighbours() -> None:
     assert (result == towards_zero).any()
 
 
-def test_what_bf16_can_hold_is_not_touched() -> None:
+def test_values_that_bf16_can_represent_are_unchanged() -> None:
     values = torch.randn(1000).to(torch.bfloat16)
     special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1.0], dtype=torch.bfloat16)
     for exact in (values, special):

@@ -126,7 +126,7 @@ def test_a_second_engine_is_refused_and_a_killed_one_frees_the_directory(run_dir
         assert json.loads(run_dir.pid_json.read_text())["pid"] == os.getpid()
 
 
-def test_json_is_there_whole_or_not_at_all(tmp_path):
+def test_json_is_complete_or_not_there_at_all(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON compliant"):

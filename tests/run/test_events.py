@@ -30,7 +30,7 @@ def test_events_are_numbered_without_gaps_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"seq": 2, "ti', b"\0" * 50, b"\0\0\0\n", b'{"seq": 2}'])
-def test_a_line_torn_by_a_crash_is_dropped_and_the_numbers_go_on(tmp_path, torn):
+def test_a_line_cut_off_by_a_crash_is_dropped_and_the_numbers_continue(tmp_path, torn):
     path = tmp_path / "events.jsonl"
     writer = EventWriter(path)
     writer.write("finished", step=1)
@@ -46,7 +46,7 @@ def test_a_line_torn_by_a_crash_is_dropped_and_the_numbers_go_on(tmp_path, torn)
     writer.close()
 
 
-def test_a_file_of_nothing_whole_begins_at_zero(tmp_path):
+def test_a_file_without_a_complete_line_begins_at_zero(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"seq"')
     writer = EventWriter(path)
@@ -98,7 +98,7 @@ def test_a_secret_in_a_message_is_masked(tmp_path):
     assert "abcdefgh" not in (tmp_path / "events.jsonl").read_text()
 
 
-def test_what_was_overtaken_by_a_resume_is_left_out_of_the_history(tmp_path):
+def test_events_that_a_resume_repeated_are_left_out_of_the_history(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl")
     writer.write("started", **started(None))
     for step in (1, 2, 3):
@@ -116,7 +116,7 @@ def test_what_was_overtaken_by_a_resume_is_left_out_of_the_history(tmp_path):
     ]
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path):
+def test_a_full_disk_leaves_complete_lines(tmp_path):
     path = tmp_path / "events.jsonl"
     code = f"""
         import resource, signal

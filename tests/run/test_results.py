@@ -1,4 +1,4 @@
-"""What a run left is found, of whatever trainer, and nothing that is still being written."""
+"""The results of a run of any trainer are found, and no file that is still being written."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def written(path: Path, data: bytes, at: float = 2000.0) -> Path:
 
 
 @pytest.mark.parametrize("length", range(0, len(WHOLE) + 1, 3))
-def test_weights_are_whole_only_to_their_last_byte(tmp_path: Path, length: int) -> None:
+def test_weights_are_complete_only_with_their_last_byte(tmp_path: Path, length: int) -> None:
     path = written(tmp_path / "w.safetensors", WHOLE[:length])
     assert is_complete(path) == (length == len(WHOLE))
 
 
-def test_a_pickle_is_whole_when_its_archive_is_and_is_never_opened(tmp_path: Path) -> None:
+def test_a_pickle_is_complete_when_its_archive_is_and_is_never_opened(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", "not even a pickle " * 100)
@@ -50,7 +50,7 @@ def test_a_pickle_is_whole_when_its_archive_is_and_is_never_opened(tmp_path: Pat
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, (2).to_bytes(8, "little") + b"[]", b"\0" * 8])
-def test_weights_that_are_none_are_not_whole(tmp_path: Path, data: bytes) -> None:
+def test_files_that_are_no_weights_are_not_complete(tmp_path: Path, data: bytes) -> None:
     assert not is_complete(written(tmp_path / "w.sft", data))
 
 

@@ -20,7 +20,7 @@ def run_dir(write, tmp_path):
     return run_dir
 
 
-def test_a_run_goes_on_as_it_was_without_flags(run_dir):
+def test_a_run_continues_unchanged_without_flags(run_dir):
     before = run_dir.run_json.read_bytes()
     assert change_by_flags(run_dir, []).config == run_dir.read_config()
     assert run_dir.run_json.read_bytes() == before
@@ -48,7 +48,7 @@ def test_a_changed_run_says_what_was_changed(run_dir):
         ("lora", "null"),
     ],
 )
-def test_what_the_checkpoints_depend_on_cannot_change(run_dir, flag, text):
+def test_settings_that_the_checkpoints_depend_on_cannot_change(run_dir, flag, text):
     before = run_dir.run_json.read_bytes()
     with pytest.raises(ConfigError, match="start a new run"):
         change_by_flags(run_dir, [(flag, text)])
@@ -76,7 +76,7 @@ def test_a_change_that_fails_leaves_run_json_complete(run_dir, monkeypatch, fail
     assert run_dir.run_json.read_bytes() == before
 
 
-def test_a_change_keeps_what_else_run_json_says_and_writes_it_once(run_dir, monkeypatch):
+def test_a_change_keeps_the_rest_of_run_json_and_writes_it_once(run_dir, monkeypatch):
     content = run_dir.read_run() | {"created": 7.0, "folders": {"checkpoints": {"/x": 1.0}}}
     write_json(run_dir.run_json, content)
     replaced = []

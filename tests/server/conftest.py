@@ -1,4 +1,4 @@
-"""A real studio in a process of its own, and small real runs for it."""
+"""A real studio in a separate process, and small real runs for it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import pytest
 
 from flowloom.config.run import RunConfig
 from tests.conftest import TinyFamily
-from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
+from tests.engine.conftest import make_config, synthetic_data  # noqa: F401 -- fixtures
 
 PATIENCE_S = 120.0
 OVER = {"finished", "stopped", "failed", "interrupted", "cancelled"}
 
 
 def wait_for(what: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """What `what` returns as soon as it is true."""
+    """The result of `what` as soon as it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -46,10 +46,10 @@ class Studio:
         self.home.mkdir(exist_ok=True)
         note = self.home / ".flowloom" / "server.json"
         note.unlink(missing_ok=True)
-        words = ["up", "--home", str(self.home), "--port", "0", *self.flags]
+        arguments = ["up", "--home", str(self.home), "--port", "0", *self.flags]
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flowloom.cli.main", *words],
+                [sys.executable, "-m", "flowloom.cli.main", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -87,7 +87,7 @@ class Studio:
         return answer.json()
 
     def post(self, path: str, body: Any = None, status: int | None = None) -> Any:
-        """What posting `body` answers."""
+        """The answer to posting `body`."""
         answer = self.http.post(path, json=body)
         assert answer.status_code == status if status else answer.is_success, answer.text
         return answer.json() if answer.content else None
@@ -109,16 +109,16 @@ class Studio:
         return wait_for(reached)
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
-        """What stands in the run's events.jsonl."""
+        """The events in the run's events.jsonl."""
         path = self.home / "runs" / run_id / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @pytest.fixture(scope="session")
-def tiny_roots(tiny_family: TinyFamily, drawn_data: Path) -> list[str]:  # noqa: F811
+def tiny_roots(tiny_family: TinyFamily, synthetic_data: Path) -> list[str]:  # noqa: F811
     """Flags that let a studio read the tiny family."""
     family = tiny_family
-    roots = [family.chroma_path.parent, family.vae_path.parent, family.t5_path, drawn_data]
+    roots = [family.chroma_path.parent, family.vae_path.parent, family.t5_path, synthetic_data]
     return [word for i, root in enumerate(roots) for word in ("--root", f"tiny{i}={root}")]
 
 

@@ -2,8 +2,8 @@
 
 `watch` looks at the loop's own thread with a profile hook, and names each call there that can wait for a
 disk, a database or a process: how fast or how busy this machine is does not matter. `lag_of` measures for
-how long the loop had no turn because of this process, with large files behind the routes. `Clocks` tells that
-from a busy machine: time in which threads of this process were ready to run and other programs had the
+how long the loop had no turn because of this process, with large files behind the routes. `Clocks` separates
+that from a busy machine: time in which threads of this process were ready to run and other programs had the
 processor (/proc/self/task/*/schedstat) does not count, unless this process computed meanwhile. Of some rounds
 the best one counts.
 """
@@ -98,7 +98,7 @@ class Served:
             before = Clocks.read()
 
     def watch(self, what: Callable[[], Any]) -> list[str]:
-        """What the loop's thread waits for while `what` is done."""
+        """The calls that the loop's thread waits for while `what` is done."""
         self.waits.clear()
         asyncio.run_coroutine_threadsafe(self._set_hook(self._hear), self._loop()).result()
         try:
@@ -138,7 +138,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Clocks:
-    """What the clocks of the machine, of this process and of its threads show at one moment, in seconds."""
+    """The clocks of the machine, of this process and of its threads at one moment, in seconds."""
 
     time: float
     computed: float
@@ -171,7 +171,7 @@ _ONCE = ("selectors.py", "linecache.py", "inspect.py", "importlib._bootstrap>")
 
 
 def _is_the_loops_own(frame: FrameType | None) -> bool:
-    """Whether asyncio itself waits for sockets, or a module or a function's source is read, once."""
+    """True if asyncio itself waits for sockets, or a module or a function's source is read, once."""
     while frame is not None:
         if frame.f_code.co_filename.endswith(_ONCE):
             return True

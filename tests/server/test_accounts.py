@@ -18,7 +18,7 @@ BASIC = base64.b64encode(f"api:{WANDB}".encode()).decode()
 
 
 class Services(ThreadingHTTPServer):
-    """The hub and Weights & Biases, as far as they say who somebody is."""
+    """The hub and Weights & Biases, as far as they say who a user is."""
 
     daemon_threads = True
 
@@ -29,7 +29,7 @@ class Services(ThreadingHTTPServer):
         """Answered in place of everything."""
         self.location = ""
         self.data: list[object] = []
-        """One thing that Weights & Biases says in place of its own."""
+        """One answer of Weights & Biases in place of the default."""
         self.num_asked = 0
 
 

@@ -1,4 +1,4 @@
-"""What somebody would try who may talk to the studio, or has a page open beside it."""
+"""Attacks by clients that may talk to the studio, and by pages of other sites in the same browser."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_no_run_is_downloaded_into_the_runs_folder(studio: Studio, folder: str, 
     body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
     answer = studio.http.post("/api/tasks/download/start", json=body)
     assert answer.status_code == 422
-    assert [place["where"] for place in answer.json()["errors"]] == ["/config/target_dir"]
+    assert [problem["where"] for problem in answer.json()["errors"]] == ["/config/target_dir"]
 
 
 @pytest.mark.parametrize("path", ["x://../../outside", "data/x://../../../outside", "http://../../outside"])
@@ -76,9 +76,9 @@ def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: 
     for path in ("config", "config/preview", "preflight", "train/start"):
         answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
         places = answer["problems"] if "problems" in answer else answer["errors"]
-        assert [place["where"] for place in places] == ["/config/network/network_args/2"]
-        told = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
-        assert told in places[0]["detail"]
+        assert [problem["where"] for problem in places] == ["/config/network/network_args/2"]
+        expected = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
+        assert expected in places[0]["detail"]
     assert studio.get("/api/runs")["runs"] == []
 
 
@@ -91,7 +91,7 @@ def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, nam
     for task, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
         answer = studio.http.post(f"/api/tasks/{task}/start", json={"config": config})
         assert answer.status_code == 422
-        (pointer,) = [place["where"] for place in answer.json()["errors"]]
+        (pointer,) = [problem["where"] for problem in answer.json()["errors"]]
         assert pointer in ("/config/target_dir", "/config/out_path")
 
 
@@ -105,8 +105,8 @@ def test_no_task_writes_into_a_run_of_another(studio: Studio, to: str):
     (studio.home / "data" / "x.jsonl").touch()
     config = source if to == "dataset-export" else {"source_path": str(run)}
     body = {"config": config | {"out_path": str(out)}}
-    told = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
-    assert "/config/out_path" in [place["where"] for place in told]
+    problems = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
+    assert "/config/out_path" in [problem["where"] for problem in problems]
 
 
 def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_users(studio: Studio):
@@ -115,8 +115,8 @@ def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_u
         folder.mkdir(parents=True, exist_ok=True)
     (models / "base" / "x.safetensors").write_text("somebody else's")
     (models / "notes.txt").write_text("somebody else's")
-    told = {"config": {}, "folders": {"checkpoints": {str(models): 4e9}}}
-    (run / "run.json").write_text(json.dumps(told))
+    run_json = {"config": {}, "folders": {"checkpoints": {str(models): 4e9}}}
+    (run / "run.json").write_text(json.dumps(run_json))
     for name, status in (("base", 404), ("notes.txt", 404), ("sample", 404), ("step_00000001", 204)):
         answer = studio.http.delete(f"/api/runs/saver/checkpoints/{name}")
         assert answer.status_code == status, (name, answer.text)
@@ -133,8 +133,8 @@ def test_a_run_from_elsewhere_shows_nothing_outside_of_the_roots(
     run = studio.home / "runs" / "brought"
     run.mkdir(parents=True)
     (run / "samples").symlink_to(secret)
-    told = {"samples": {f"{run}/../../../private": 0.0}, "checkpoints": {f"{run}/../../../private": 0.0}}
-    (run / "run.json").write_text(json.dumps({"config": {}, "folders": told}))
+    folders = {"samples": {f"{run}/../../../private": 0.0}, "checkpoints": {f"{run}/../../../private": 0.0}}
+    (run / "run.json").write_text(json.dumps({"config": {}, "folders": folders}))
     assert studio.get("/api/runs/brought/samples")["samples"] == []
     assert studio.http.get("/api/runs/brought/samples/1.png").status_code in (403, 404)
     assert studio.http.get("/api/runs/brought/checkpoints/1.png").status_code in (403, 404)
@@ -150,19 +150,19 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     verdict = studio.post("/api/stores/test", {"url": "s3://bucket/fox", "storage": storage}, 200)
     assert (verdict["ok"], verdict["problem"]) == (False, "denied")
     assert "FLOWLOOM_PRIVATE_HOSTS" in verdict["detail"]
-    told = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
-    assert [place["where"] for place in told["problems"]] == ["/config/storage/endpoint"]
+    verdict = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
+    assert [problem["where"] for problem in verdict["problems"]] == ["/config/storage/endpoint"]
     name = "".join(letter for letter in endpoint if letter.isalnum())
     studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
-    place = f"/api/datasets/{name}/images"
-    wait_for(lambda: "FLOWLOOM_PRIVATE_HOSTS" in studio.get(place)["scan"]["error"])
+    url = f"/api/datasets/{name}/images"
+    wait_for(lambda: "FLOWLOOM_PRIVATE_HOSTS" in studio.get(url)["scan"]["error"])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9", "169.254.169.254", "localhost:53800", "10.1.2.3"])
 def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: str):
     config = {"loggers": [{"kind": "aim", "repo": f"aim://{host}"}]}
-    told = studio.post("/api/flow/config", {"config": config}, 200)
-    (problem,) = [one for one in told["problems"] if "loggers" in one["where"]]
+    verdict = studio.post("/api/flow/config", {"config": config}, 200)
+    (problem,) = [one for one in verdict["problems"] if "loggers" in one["where"]]
     assert "FLOWLOOM_PRIVATE_HOSTS" in problem["detail"]
 
 
@@ -182,7 +182,7 @@ def test_no_page_of_another_site_has_the_studio_in_it(studio: Studio, mode: str)
 
 
 @pytest.mark.parametrize("name", ["x.svg", "x.html", "x.xhtml", "x.js", "x.txt", "x.png"])
-def test_no_file_of_anybody_runs_as_ours(studio: Studio, name: str):
+def test_no_file_of_others_runs_as_ours(studio: Studio, name: str):
     folder = studio.home / "data" / "active"
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")

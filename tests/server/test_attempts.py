@@ -90,9 +90,9 @@ def test_a_token_in_a_configuration_is_named_with_the_place_where_it_belongs(
     config = tiny_config()
     config["training"] |= {"wandb_key": "0123456789" * 4, "hf_token": "hf_not-a-real-token"}
     verdict = one_studio.post(f"/api/{path}", {"config": config})
-    told = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
-    assert "PUT /api/secrets/WANDB_API_KEY" in told["/config/training/wandb_key"]
-    assert "PUT /api/secrets/HF_TOKEN" in told["/config/training/hf_token"]
+    problems = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
+    assert "PUT /api/secrets/WANDB_API_KEY" in problems["/config/training/wandb_key"]
+    assert "PUT /api/secrets/HF_TOKEN" in problems["/config/training/hf_token"]
     assert "0123456789" not in str(verdict)
     assert "hf_not-a-real-token" not in str(verdict)
 
@@ -124,5 +124,5 @@ def test_an_address_in_the_place_of_a_path_is_a_problem(
     one_studio: Studio, path: str, config: dict[str, Any], pointer: str
 ) -> None:
     verdict = one_studio.post(f"/api/{path}/config", {"config": config})
-    told = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
-    assert "is a URL" in told[pointer]
+    problems = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
+    assert "is a URL" in problems[pointer]

@@ -1,4 +1,4 @@
-"""What the service says of itself, and what it costs to have."""
+"""The service's description of itself, and its costs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRAINERS_ROUTES = {
     ("post", "train/stop", "200"): RUN,
     ("get", "train/status", "200"): {"running", "queued"},
 }
-"""What is answered where: the pattern that every trainer has, and that docs/api.md tells."""
+"""Fields of the answers of each route: the pattern of every trainer, as docs/api.md describes it."""
 RUNS_ROUTES = ("stop", "kill", "resume", "cancel", "move", "duplicate", "control")
 
 
@@ -120,7 +120,7 @@ def test_every_body_has_an_example(operation: dict[str, Any], one_studio: Studio
 
 
 def has_example(node: Any, schemas: dict[str, Any], seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a part of the document, or a schema that it refers to, shows a value."""
+    """True if a part of the document, or a schema that it refers to, shows a value."""
     if isinstance(node, list):
         return any(has_example(item, schemas, seen) for item in node)
     if not isinstance(node, dict):
@@ -137,9 +137,9 @@ def has_example(node: Any, schemas: dict[str, Any], seen: frozenset[str] = froze
 def test_every_route_shows_an_example(operation: dict[str, Any], one_studio: Studio):
     schemas = one_studio.get("/api/openapi.json")["components"]["schemas"]
     answers = [answer for code, answer in operation["responses"].items() if int(code) < 300]
-    told = [operation.get("parameters", []), operation.get("requestBody", {}), answers]
+    parts = [operation.get("parameters", []), operation.get("requestBody", {}), answers]
     is_silent = all(code == "204" for code in operation["responses"] if int(code) < 300)
-    assert has_example(told, schemas) or (is_silent and not operation.get("parameters"))
+    assert has_example(parts, schemas) or (is_silent and not operation.get("parameters"))
 
 
 OPEN = {

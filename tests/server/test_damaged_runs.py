@@ -134,7 +134,7 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "log-fifo": fifo("log.txt"),
     "result-deep": text("result.json", DEEP),
 }
-"""How it is shown is told by its other files."""
+"""Its other files decide how it is shown."""
 DAMAGED: dict[str, Callable[[Path], None]] = {
     "deep": text("run.json", DEEP),
     "deep-object": text("run.json", '{"config": ' * 5000 + "1" + "}" * 5000),
@@ -246,7 +246,7 @@ def test_every_kind_of_damage_is_answered_at_once(studio_at: Callable[..., Studi
     assert [run["id"] for run in studio.get("/api/runs")["runs"]] == ["whole"]
 
 
-def test_a_run_that_is_repaired_is_whole_again(opened: Open):
+def test_a_run_that_is_repaired_is_complete_again(opened: Open):
     run = make(opened.settings.runs_dir, "mended", text("run.json", "{"))
     assert views(opened)["mended"].state == "damaged"
     run_json()(run)
@@ -266,8 +266,8 @@ time.sleep(60)
 
 def test_a_damaged_run_whose_process_lives_is_not_deleted(opened: Open):
     run = make(opened.settings.runs_dir, "lives")
-    words = [sys.executable, "-c", HOLDER, str(run / "pid.json")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-c", HOLDER, str(run / "pid.json")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
             assert process.stdout.readline()
@@ -289,7 +289,7 @@ CLOSED = {
     "studio": "studio",
     "all": "",
 }
-"""What is root's, or a container's, and not the studio's."""
+"""Paths that root or a container owns, not the studio."""
 
 
 LIST = """
@@ -320,13 +320,13 @@ def test_files_of_another_user_stop_neither_the_studio_nor_its_queue():
             (runs[name] / closed).chmod(0o700 if (runs[name] / closed).is_dir() else 0o600)
         for path in (Path(place), home, home / "runs", runs["lock"], runs["lock"] / "studio"):
             os.chown(path, 65534, 65534)
-        words = [sys.executable, "-c", LIST, str(home)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        arguments = [sys.executable, "-c", LIST, str(home)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
-        told, left = map(json.loads, done.stdout.splitlines())
-    assert told.pop("whole") == ["created", ""]
-    assert told.keys() == CLOSED.keys()
-    for name, (state, reason) in told.items():
+        output, left = map(json.loads, done.stdout.splitlines())
+    assert output.pop("whole") == ["created", ""]
+    assert output.keys() == CLOSED.keys()
+    for name, (state, reason) in output.items():
         assert (name, state, "Permission denied" in reason) == (name, "damaged", True)
     assert "lock" not in left
 

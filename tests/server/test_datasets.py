@@ -1,4 +1,4 @@
-"""Data sets by HTTP: what there are, what is in them, and captions that two people edit."""
+"""Datasets by HTTP: their list, their content, and captions that two people edit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY_GIF = b"GIF89a" + (3).to_bytes(2, "little") + (2).to_bytes(2, "little") + b
 
 @pytest.fixture
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> Path:
-    """A new dataset of four pictures, three of them with captions."""
+    """A new dataset of four images, three of them with captions."""
     name = f"fox {request.node.name}"[:60].strip()
     folder = one_studio.home / "data" / name
     (folder / "den").mkdir(parents=True)
@@ -40,16 +40,16 @@ def images(studio: Studio, name: str, **asked: Any) -> list[str]:
 
 
 def test_folders_jsonls_and_links_are_datasets(studio_at: Callable[..., Studio], tmp_path: Path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     (tmp_path / "secret").mkdir()
-    studio = studio_at("home", "--root", f"pictures={pictures}").start()
+    studio = studio_at("home", "--root", f"pictures={folder}").start()
     data = studio.home / "data"
     assert studio.post("/api/datasets", {"name": "狐 fox"}, 201)["kind"] == "folder"
     (data / "rows.jsonl").write_text("{}\n")
     (data / "out").symlink_to(tmp_path / "secret")
     (data / ".hidden").mkdir()
-    link = studio.post("/api/datasets", {"name": "linked", "path": str(pictures)}, 201)
+    link = studio.post("/api/datasets", {"name": "linked", "path": str(folder)}, 201)
     assert link["is_link"]
     bucket = {"name": "far", "url": "s3://bucket/fox", "storage": {"endpoint": "http://127.0.0.1:9"}}
     assert studio.post("/api/datasets", bucket, 201)["kind"] == "bucket"
@@ -72,7 +72,7 @@ def test_no_name_leads_out_or_hides(one_studio: Studio, name: str):
     assert answer.headers["content-type"] == MEDIA_TYPE
 
 
-def test_what_was_deleted_comes_back_from_the_trash(one_studio: Studio, fox: Path):
+def test_deleted_datasets_come_back_from_the_trash(one_studio: Studio, fox: Path):
     trashed = one_studio.http.delete(f"/api/datasets/{fox.name}").json()
     assert not fox.exists()
     assert one_studio.http.get(f"/api/datasets/{fox.name}").status_code == 404
@@ -129,7 +129,7 @@ def test_images_are_found_by_every_filter(
     assert images(one_studio, fox.name, **asked) == found
 
 
-def test_what_others_change_is_seen(one_studio: Studio, fox: Path):
+def test_changes_by_others_are_seen(one_studio: Studio, fox: Path):
     assert images(one_studio, fox.name, has_caption=False) == ["den/4.jpg"]
     (fox / "den" / "4.txt").write_text("a tagger was here")
     (fox / "1.png").unlink()
@@ -152,27 +152,27 @@ def test_two_images_of_one_stem_do_not_share_a_caption(one_studio: Studio, fox: 
 
 
 def test_a_second_editor_does_not_overwrite_the_first_silently(one_studio: Studio, fox: Path):
-    place = f"/api/datasets/{fox.name}/captions/1.png"
-    read = one_studio.http.get(place)
+    url = f"/api/datasets/{fox.name}/captions/1.png"
+    read = one_studio.http.get(url)
     tag = read.headers["etag"]
-    assert one_studio.http.put(place, json={"caption": "x"}).status_code == 428
-    first = one_studio.http.put(place, json={"caption": "first"}, headers={"if-match": tag})
+    assert one_studio.http.put(url, json={"caption": "x"}).status_code == 428
+    first = one_studio.http.put(url, json={"caption": "first"}, headers={"if-match": tag})
     assert first.status_code == 200
-    second = one_studio.http.put(place, json={"caption": "second"}, headers={"if-match": tag})
+    second = one_studio.http.put(url, json={"caption": "second"}, headers={"if-match": tag})
     assert second.status_code == 412
     assert "first" in second.json()["hint"]
     assert (fox / "1.txt").read_text() == "first\n"
     third = {"if-match": first.headers["etag"]}
-    assert one_studio.http.put(place, json={"caption": ""}, headers=third).json()["version"] == "none"
+    assert one_studio.http.put(url, json={"caption": ""}, headers=third).json()["version"] == "none"
     assert not (fox / "1.txt").exists()
     assert images(one_studio, fox.name, has_caption=False) == ["1.png", "den/4.jpg"]
 
 
 def test_a_caption_in_json_keeps_the_fields_beside_it(one_studio: Studio, fox: Path):
     (fox / "den" / "4.json").write_text(json.dumps({"caption": "cubs", "loss_weight": 0.5}))
-    place = f"/api/datasets/{fox.name}/captions/den/4.jpg"
-    wait_for(lambda: one_studio.get(place)["caption"] == "cubs", 5)
-    one_studio.http.put(place, json={"caption": "two cubs"}, headers={"if-match": "*"})
+    url = f"/api/datasets/{fox.name}/captions/den/4.jpg"
+    wait_for(lambda: one_studio.get(url)["caption"] == "cubs", 5)
+    one_studio.http.put(url, json={"caption": "two cubs"}, headers={"if-match": "*"})
     assert json.loads((fox / "den" / "4.json").read_text()) == {"caption": "two cubs", "loss_weight": 0.5}
 
 
@@ -196,19 +196,17 @@ def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
     assert page["images"][1]["caption"] == "one\ntwo"
     assert "not JSON" in page["images"][2]["problem"]
     assert one_studio.http.get(page["images"][0]["url"]).headers["content-type"] == "image/png"
-    place = f"/api/datasets/{name}/captions/2"
-    tag = one_studio.http.get(place).headers["etag"]
-    assert (
-        one_studio.http.put(place, json={"caption": "one\n2"}, headers={"if-match": tag}).status_code == 200
-    )
-    assert one_studio.http.put(place, json={"caption": "x"}, headers={"if-match": tag}).status_code == 412
+    url = f"/api/datasets/{name}/captions/2"
+    tag = one_studio.http.get(url).headers["etag"]
+    assert one_studio.http.put(url, json={"caption": "one\n2"}, headers={"if-match": tag}).status_code == 200
+    assert one_studio.http.put(url, json={"caption": "x"}, headers={"if-match": tag}).status_code == 412
     lines = jsonl.read_text().splitlines()
     assert json.loads(lines[0]) == rows[0]
     assert json.loads(lines[1]) == rows[1] | {"caption_or_tags": ["one", "2"]}
     assert lines[2] == "broken"
     assert images(one_studio, name, text="2") == ["2"]
     assert (
-        one_studio.http.put(place[:-1] + "3", json={"caption": "x"}, headers={"if-match": "*"}).status_code
+        one_studio.http.put(url[:-1] + "3", json={"caption": "x"}, headers={"if-match": "*"}).status_code
         == 409
     )
 
@@ -216,19 +214,19 @@ def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
 def test_a_thumbnail_is_made_once_and_follows_its_image(one_studio: Studio, fox: Path):
     Image.new("RGB", (900, 300), "blue").save(fox / "wide.png")
     wait_for(lambda: "wide.png" in images(one_studio, fox.name), 5)
-    place = f"/api/datasets/{fox.name}/images/wide.png"
-    first = one_studio.http.get(place, params={"size": 256})
+    url = f"/api/datasets/{fox.name}/images/wide.png"
+    first = one_studio.http.get(url, params={"size": 256})
     assert first.headers["content-type"] == "image/webp"
     with Image.open(one_studio_file(first.content, fox)) as small:
         assert small.size == (256, 85)
-    again = one_studio.http.get(place, params={"size": 256}, headers={"if-none-match": first.headers["etag"]})
+    again = one_studio.http.get(url, params={"size": 256}, headers={"if-none-match": first.headers["etag"]})
     assert again.status_code == 304
     (fox / "wide.png").rename(fox / "moved.png")
     wait_for(lambda: "moved.png" in images(one_studio, fox.name), 5)
-    moved = one_studio.http.get(place.replace("wide", "moved"), params={"size": 256})
+    moved = one_studio.http.get(url.replace("wide", "moved"), params={"size": 256})
     assert moved.headers["etag"] == first.headers["etag"]
     Image.new("RGB", (300, 900), "green").save(fox / "moved.png")
-    changed = one_studio.http.get(place.replace("wide", "moved"), params={"size": 256})
+    changed = one_studio.http.get(url.replace("wide", "moved"), params={"size": 256})
     assert changed.headers["etag"] != first.headers["etag"]
 
 
@@ -241,23 +239,23 @@ def one_studio_file(content: bytes, folder: Path) -> Path:
 def test_an_image_of_any_name_is_shown_and_recognized(one_studio: Studio, fox: Path):
     for name, params in product(["狐.png", 'a "fox".png', "füchse.png"], [{}, {"size": 128}]):
         Image.new("RGB", (8, 8)).save(fox / name)
-        place = f"/api/datasets/{fox.name}/images/{quote(name)}"
-        answer = one_studio.http.get(place, params=params)
+        url = f"/api/datasets/{fox.name}/images/{quote(name)}"
+        answer = one_studio.http.get(url, params=params)
         assert answer.status_code == 200, answer.text
         known = {"if-none-match": answer.headers["etag"]}
-        assert one_studio.http.get(place, params=params, headers=known).status_code == 304
+        assert one_studio.http.get(url, params=params, headers=known).status_code == 304
 
 
 def test_a_file_that_is_no_image_has_no_thumbnail_and_affects_no_other(one_studio: Studio, fox: Path):
     (fox / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
     (fox / "drawn.svg").write_text("<svg onload='alert(1)'/>")
     wait_for(lambda: "bad.png" in images(one_studio, fox.name), 5)
-    place = f"/api/datasets/{fox.name}/images"
-    assert one_studio.http.get(f"{place}/bad.png", params={"size": 128}).status_code == 415
-    assert one_studio.http.get(f"{place}/1.png", params={"size": 128}).status_code == 200
-    drawn = one_studio.http.get(f"{place}/drawn.svg").headers
-    assert drawn["content-type"] == "application/octet-stream"
-    assert "attachment" in drawn["content-disposition"]
+    url = f"/api/datasets/{fox.name}/images"
+    assert one_studio.http.get(f"{url}/bad.png", params={"size": 128}).status_code == 415
+    assert one_studio.http.get(f"{url}/1.png", params={"size": 128}).status_code == 200
+    headers = one_studio.http.get(f"{url}/drawn.svg").headers
+    assert headers["content-type"] == "application/octet-stream"
+    assert "attachment" in headers["content-disposition"]
 
 
 @pytest.mark.parametrize(
@@ -275,14 +273,14 @@ def test_no_item_leads_out_of_its_dataset(one_studio: Studio, fox: Path, item: s
 
 
 def test_tags_are_counted_where_captions_are_tags(one_studio: Studio, fox: Path):
-    told = one_studio.get(f"/api/datasets/{fox.name}/tags")
-    assert told["captions"] == 2
-    assert {one["tag"]: one["count"] for one in told["tags"]}["snow"] == 1
+    tags = one_studio.get(f"/api/datasets/{fox.name}/tags")
+    assert tags["captions"] == 2
+    assert {one["tag"]: one["count"] for one in tags["tags"]}["snow"] == 1
     beside = one_studio.get(f"/api/datasets/{fox.name}/tags", tags="cubs", contains="tw")
     assert [one["tag"] for one in beside["tags"]] == ["two"]
 
 
-def test_a_damaged_index_is_made_anew(one_studio: Studio, fox: Path):
+def test_a_damaged_index_is_rebuilt(one_studio: Studio, fox: Path):
     assert len(images(one_studio, fox.name)) == 4
     for path in (one_studio.home / ".flowloom" / "datasets").glob("*/index.sqlite*"):
         path.write_bytes(b"no database" * 1000)
@@ -297,18 +295,18 @@ def test_the_first_page_of_twenty_thousand_images_comes_at_once(one_studio: Stud
         (folder / f"{number:05}.gif").write_bytes(TINY_GIF)
         if number % 2:
             (folder / f"{number:05}.txt").write_text(f"fox, number {number}")
-    place = "/api/datasets/many/images"
-    wait_for(lambda: not one_studio.get(place)["scan"]["is_running"])
-    page = one_studio.get(place, skip=19_990, limit=100)
+    url = "/api/datasets/many/images"
+    wait_for(lambda: not one_studio.get(url)["scan"]["is_running"])
+    page = one_studio.get(url, skip=19_990, limit=100)
     assert page["total"] == 20_000
     assert [one["item"] for one in page["images"]][-1] == "19999.gif"
-    assert one_studio.get(place, has_caption=False)["total"] == 10_000
+    assert one_studio.get(url, has_caption=False)["total"] == 10_000
     assert images(one_studio, "many", tags="number 777") == ["00777.gif"]
     began = time.perf_counter()
     for _ in range(5):
-        one_studio.get(place, limit=100)
-    told = time.perf_counter() - began
-    print(f"\na page of 20,000: {told / 5 * 1000:.0f} ms")
+        one_studio.get(url, limit=100)
+    seconds = time.perf_counter() - began
+    print(f"\na page of 20,000: {seconds / 5 * 1000:.0f} ms")
     assert one_studio.get("/api/system")["studio_memory_mib"] < 150
 
 

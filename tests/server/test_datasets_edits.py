@@ -1,4 +1,4 @@
-"""Many captions edited at once: seen before, undone after, and never over what somebody else wrote."""
+"""Many captions edited at once: previewed, undone, and never over changes by others."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
 
 
 def captions(studio: Studio, edits: str) -> dict[str, str]:
-    """By the pictures' names, as the API shows them."""
+    """By the images' names, as the API shows them."""
     shown = studio.get(edits.replace("/edits", "/images"))["images"]
     return {one["file"]: one["caption"] for one in shown}
 
 
 def held(studio: Studio, edits: str) -> bytes:
-    """Everything that holds captions, as it lies on the disk."""
+    """The content of all files with captions on the disk."""
     name = edits.split("/")[3].removesuffix(" rows")
     files = sorted((studio.home / "data" / name).rglob("*"))
     wanted = (".jsonl",) if edits.endswith(" rows/edits") else (".txt",)
@@ -74,8 +74,8 @@ def held(studio: Studio, edits: str) -> bytes:
 
 
 def put(studio: Studio, edits: str, item: str, caption: str) -> httpx.Response:
-    place = edits.replace("/edits", f"/captions/{item}")
-    return studio.http.put(place, json={"caption": caption}, headers={"if-match": "*"})
+    url = edits.replace("/edits", f"/captions/{item}")
+    return studio.http.put(url, json={"caption": caption}, headers={"if-match": "*"})
 
 
 def item_of(edits: str, number: int) -> str:
@@ -108,14 +108,14 @@ def test_each_operation_does_what_it_says(operation: Any, before: str, after: st
 
 def test_a_preview_shows_what_will_be_done_and_changes_nothing(one_studio: Studio, fox: str):
     before = held(one_studio, fox)
-    wish = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
-    told = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
-    assert (told["num_matching"], told["num_changed"]) == (5, 2)
-    assert told["examples"] == [
+    body = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
+    preview = one_studio.post(f"{fox}/preview", body | {"examples": 1}, 200)
+    assert (preview["num_matching"], preview["num_changed"]) == (5, 2)
+    assert preview["examples"] == [
         {"item": item_of(fox, 1), "before": "fox, snow, grey fur", "after": "fox, snow, silver fur"}
     ]
     assert held(one_studio, fox) == before
-    edit = one_studio.post(fox, wish | {"version": told["version"]}, 201)
+    edit = one_studio.post(fox, body | {"version": preview["version"]}, 201)
     assert edit["num_changed"] == 2
     assert captions(one_studio, fox)["den/5.png"] == "cubs, two, silver fur"
 
@@ -135,13 +135,13 @@ def test_an_edit_is_undone_to_the_last_byte_and_done_again(one_studio: Studio, f
     assert len(one_studio.get(fox)) == 3
 
 
-def test_an_edit_is_not_undone_over_what_was_written_since(one_studio: Studio, fox: str):
+def test_an_edit_is_not_undone_over_later_changes(one_studio: Studio, fox: str):
     edit = one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)
     assert put(one_studio, fox, item_of(fox, 2), "by somebody else").status_code == 200
     before = held(one_studio, fox)
     refused = one_studio.http.post(f"{fox}/{edit['id']}/undo", json={})
     assert refused.status_code == 409
-    assert [place["where"] for place in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
+    assert [problem["where"] for problem in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
     assert held(one_studio, fox) == before
     undone = one_studio.post(f"{fox}/{edit['id']}/undo", {"is_partial": True}, 200)
     assert undone["changed_meanwhile"] == [item_of(fox, 2)]
@@ -149,11 +149,11 @@ def test_an_edit_is_not_undone_over_what_was_written_since(one_studio: Studio, f
 
 
 def test_an_edit_that_is_no_longer_its_preview_is_refused(one_studio: Studio, fox: str):
-    wish = {"operation": {"kind": "add", "tags": ["new"]}}
-    version = one_studio.post(f"{fox}/preview", wish, 200)["version"]
+    body = {"operation": {"kind": "add", "tags": ["new"]}}
+    version = one_studio.post(f"{fox}/preview", body, 200)["version"]
     put(one_studio, fox, item_of(fox, 1), "changed")
     before = held(one_studio, fox)
-    assert one_studio.http.post(fox, json=wish | {"version": version}).status_code == 412
+    assert one_studio.http.post(fox, json=body | {"version": version}).status_code == 412
     assert held(one_studio, fox) == before
     assert one_studio.get(fox) == []
 
@@ -195,7 +195,7 @@ def test_a_large_edit_reports_progress_and_is_undone_to_the_last_byte(one_studio
 
 
 class Hasty(EditLock):
-    """Somebody cancels the first edit, as soon as 700 captions of a phase are done."""
+    """The first edit is cancelled as soon as 700 captions of a phase are done."""
 
     def __init__(self, phase: Phase):
         super().__init__()
@@ -241,7 +241,7 @@ def test_cancelling_is_a_request(one_studio: Studio, fox: str):
     assert one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)["is_whole"]
 
 
-def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path):
+def test_rows_that_another_program_wrote_meanwhile_stay(tmp_path: Path):
     editor, held_now = editor_of(tmp_path, "jsonl", EditLock())
     path = tmp_path / "rows.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
@@ -301,9 +301,9 @@ def test_a_concurrent_edit_is_refused_with_the_progress_of_the_first(monkeypatch
     assert lock.stage is None
 
 
-def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):
-    wish = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
-    one_studio.post(fox, wish | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
+def test_only_the_selected_captions_are_edited(one_studio: Studio, fox: str):
+    body = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
+    one_studio.post(fox, body | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
     assert captions(one_studio, fox) == CAPTIONS | {"2.png": "Fox, snow, FOX, new"}
     missing = {"operation": {"kind": "set", "text": "a fox"}, "filter": {"has_caption": False}}
     one_studio.post(fox, missing, 201)

@@ -1,4 +1,4 @@
-"""Training reads the captions that the gallery shows; a JSONL that lacks some of them is called outdated."""
+"""Training reads the captions that the gallery shows; a JSONL without some of them is called outdated."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def captions(studio: Studio, name: str) -> dict[str, str]:
 
 
 def write_caption(studio: Studio, name: str, item: str, caption: str) -> None:
-    place = f"/api/datasets/{name}/captions/{item}"
-    answer = studio.http.put(place, json={"caption": caption}, headers={"If-Match": "*"})
+    url = f"/api/datasets/{name}/captions/{item}"
+    answer = studio.http.put(url, json={"caption": caption}, headers={"If-Match": "*"})
     assert answer.status_code == 200, answer.text
 
 
@@ -92,9 +92,9 @@ def test_every_kind_of_edit_of_a_folder_is_trained(
         "6.png": "added",
     }
     assert trained(studio, config, "all-edits") == expected == captions(studio, fox)
-    examined = studio.post("/api/flow/preflight", {"config": config, "samples_per_s": 1.0}, 200)
-    assert examined["data"]["rows"] == 6
-    assert examined["hints"] == []
+    report = studio.post("/api/flow/preflight", {"config": config, "samples_per_s": 1.0}, 200)
+    assert report["data"]["rows"] == 6
+    assert report["hints"] == []
 
 
 def test_tags_that_a_run_wrote_are_trained(
@@ -171,7 +171,7 @@ def test_an_edited_jsonl_is_not_replaced_unasked(one_studio: Studio, fox: str):
     assert "edited in the JSONL" in rows_of(studio.home / "data" / f"{fox}.jsonl").values()
 
 
-def test_what_was_not_built_from_a_folder_has_nothing_to_compare_with(one_studio: Studio, fox: str):
+def test_a_jsonl_that_was_not_built_from_a_folder_has_nothing_to_compare_with(one_studio: Studio, fox: str):
     studio = one_studio
     row = {"filename": "a.png", "caption_or_tags": "a", "width": 64, "height": 64}
     (studio.home / "data" / f"{fox}-given.jsonl").write_text(json.dumps(row) + "\n")

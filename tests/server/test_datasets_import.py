@@ -1,4 +1,4 @@
-"""A dataset in one request, from an address or the hub: whole or not there, whatever is killed or sent."""
+"""A dataset in one request, from an address or the hub: complete or absent, after any kill or content."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def studio(studio_at: Callable[..., Studio], files: Files, monkeypatch: pytest.M
     return studio_at().start()
 
 
-def picture(seed: int, side: int = 64) -> bytes:
+def image_bytes(seed: int, side: int = 64) -> bytes:
     image = Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
     held = io.BytesIO()
     image.save(held, "PNG")
@@ -90,8 +90,10 @@ def result(studio: Studio, run_id: str) -> Any:
     return json.loads((studio.home / "runs" / run_id / "result.json").read_text())
 
 
-def test_a_zip_that_is_killed_halfway_goes_on_and_appears_whole(studio: Studio, files: Files):
-    contents = {f"köpfe/{i}.png": picture(i, 600) for i in range(4)}
+def test_an_import_of_a_zip_that_is_killed_halfway_continues_and_appears_complete(
+    studio: Studio, files: Files
+):
+    contents = {f"köpfe/{i}.png": image_bytes(i, 600) for i in range(4)}
     contents |= {f"köpfe/{i}.txt": b"a fox" for i in range(4)}
     files.contents["/sets/fox.zip"] = zipped(contents | {"run.sh": b"rm -rf /", "model.pkl": b"x"})
     files.holds_after = HELD
@@ -101,7 +103,7 @@ def test_a_zip_that_is_killed_halfway_goes_on_and_appears_whole(studio: Studio, 
     os.kill(studio.run(run_id)["pid"], signal.SIGKILL)
     studio.wait(run_id, "interrupted")
     assert names(studio) == []
-    files.go_on.set()
+    files.may_continue.set()
     studio.post(f"/api/runs/{run_id}/resume", {})
     studio.wait(run_id, "finished")
     assert files.ranges()[-1] == f"bytes={2 * MIB}-", "what was here is not asked for again"
@@ -110,21 +112,21 @@ def test_a_zip_that_is_killed_halfway_goes_on_and_appears_whole(studio: Studio, 
     assert sorted((one["item"], one["caption"]) for one in page["images"]) == [
         (f"köpfe/{i}.png", "a fox") for i in range(4)
     ]
-    told = result(studio, run_id)
-    assert (told["num_images"], told["num_files"], told["num_left_out"]) == (4, 8, 2)
-    assert {one["name"] for one in told["left_out"]} == {"run.sh", "model.pkl"}
+    outcome = result(studio, run_id)
+    assert (outcome["num_images"], outcome["num_files"], outcome["num_left_out"]) == (4, 8, 2)
+    assert {one["name"] for one in outcome["left_out"]} == {"run.sh", "model.pkl"}
     assert not part.parent.parent.exists(), "nothing is kept twice"
 
 
-def test_of_a_tar_only_plain_files_below_the_folder_come(studio: Studio, files: Files):
+def test_of_a_tar_only_plain_files_below_the_folder_are_extracted(studio: Studio, files: Files):
     odd = ("a.png", "b.png", "c.png", "../d.png")
     link, hard, device, leads_out = map(tarfile.TarInfo, odd)
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     hard.type, hard.linkname = tarfile.LNKTYPE, "fox.png"
     device.type = tarfile.CHRTYPE
-    # No suffix in the address: the content tells.
+    # No suffix in the address: the content decides.
     files.contents["/download"] = tarred(
-        {"fox.png": picture(1), "fox.txt": b"red"}, link, hard, device, leads_out
+        {"fox.png": image_bytes(1), "fox.txt": b"red"}, link, hard, device, leads_out
     )
     run_id = start(studio, url=f"{files.url}/download")
     studio.wait(run_id, "finished")
@@ -140,7 +142,7 @@ def test_of_a_tar_only_plain_files_below_the_folder_come(studio: Studio, files: 
 def test_a_table_becomes_a_jsonl(studio: Studio, files: Files):
     held = io.BytesIO()
     rows = {
-        "image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(3)],
+        "image": [{"bytes": image_bytes(i), "path": f"{i}.png"} for i in range(3)],
         "text": [f"fox {i}" for i in range(3)],
     }
     pq.write_table(pa.table(rows), held)
@@ -153,19 +155,19 @@ def test_a_table_becomes_a_jsonl(studio: Studio, files: Files):
         json.dumps({"file_name": f"{i}.png", "text": f"listed {i}"}).encode() + b"\n" for i in range(2)
     )
     files.contents["/listed.zip"] = zipped(
-        {"metadata.jsonl": lines, "0.png": picture(0), "1.png": picture(1)}
+        {"metadata.jsonl": lines, "0.png": image_bytes(0), "1.png": image_bytes(1)}
     )
     studio.wait(start(studio, name="listed", url=f"{files.url}/listed.zip"), "finished")
     page = studio.get("/api/datasets/listed.jsonl/images")
     assert sorted(one["caption"] for one in page["images"]) == ["listed 0", "listed 1"]
 
 
-def test_a_repository_of_the_hub_is_brought_as_it_was_when_it_began(studio: Studio, files: Files):
+def test_a_repository_of_the_hub_is_imported_at_the_revision_of_the_start(studio: Studio, files: Files):
     tree = f"/api/datasets/me/fox/tree/{COMMIT}"
     contents = {
-        "train/1.png": picture(1),
+        "train/1.png": image_bytes(1),
         "train/1.txt": b"one",
-        "train/more.zip": zipped({"2.png": picture(2)}),
+        "train/more.zip": zipped({"2.png": image_bytes(2)}),
     }
     pages = [[*contents][:2], [*contents][2:], ["README.md", "load.py", "test/3.png", "train/x.part.json"]]
     for i, page in enumerate(pages):
@@ -188,15 +190,15 @@ def test_a_repository_of_the_hub_is_brought_as_it_was_when_it_began(studio: Stud
     assert "HF_ENDPOINT" in studio.wait(run_id, "failed")["error"]["message"]
 
 
-def test_what_somebody_put_there_meanwhile_is_not_taken_for_ours(studio: Studio, files: Files):
-    files.contents["/fox.zip"] = zipped({f"{i}.png": picture(i, 600) for i in range(4)})
+def test_files_that_appear_there_meanwhile_are_not_taken_for_ours(studio: Studio, files: Files):
+    files.contents["/fox.zip"] = zipped({f"{i}.png": image_bytes(i, 600) for i in range(4)})
     files.holds_after = HELD
     run_id = start(studio, url=f"{files.url}/fox.zip")
     part = studio.home / "runs" / run_id / "incoming" / "files" / "fox.zip.part"
     wait_for(lambda: part.exists() and part.stat().st_size >= MIB)
     theirs = studio.home / "data" / "fox"
     theirs.mkdir(parents=True)
-    files.go_on.set()
+    files.may_continue.set()
     for _ in range(2):
         assert "by now" in studio.wait(run_id, "failed")["error"]["message"]
         assert list(theirs.iterdir()) == []
@@ -217,7 +219,7 @@ def test_a_dataset_is_imported_to_another_disk(tmp_path: Path):
             pytest.skip("there is no other disk")
         run_dir, made = RunDir(tmp_path / "run"), tmp_path / "run" / "incoming" / "set"
         made.mkdir(parents=True)
-        (made / "a.png").write_bytes(picture(1))
+        (made / "a.png").write_bytes(image_bytes(1))
         target.mkdir()
         (target / "theirs.png").touch()
         with pytest.raises(RunError, match="by now"):
@@ -232,11 +234,11 @@ def test_a_dataset_is_imported_to_another_disk(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["bomb", "minus", "broken", "page", "empty", "sum"])
 def test_a_file_that_is_no_dataset_creates_none(studio: Studio, files: Files, name: str):
-    whole = zipped({f"{i}.png": picture(i) for i in range(3)})
+    whole = zipped({f"{i}.png": image_bytes(i) for i in range(3)})
     contents, words = {
         "minus": (tarred({"0.png": bytes(80 * 2**20)}, first=less_than_nothing()), "damaged"),
         "bomb": (tarred({"0.png": bytes(80 * 2**20)}), "bomb"),
-        "broken": (tarred({"0.png": picture(0, 300)})[:-2000], "damaged"),
+        "broken": (tarred({"0.png": image_bytes(0, 300)})[:-2000], "damaged"),
         "page": (b"<html>", "web page"),
         "empty": (zipped({"notes.txt": b"x", "run.py": b"x"}), "no image"),
         "sum": (whole, "SHA-256"),
@@ -254,7 +256,7 @@ def test_a_file_that_is_no_dataset_creates_none(studio: Studio, files: Files, na
 def test_names_and_addresses_that_cannot_be_are_refused_at_once(studio: Studio, files: Files):
     url = f"{files.url}/fox.zip"
     studio.post("/api/datasets", {"name": "taken"}, 201)
-    files.contents["/fox.zip"] = zipped({"1.png": picture(1)})
+    files.contents["/fox.zip"] = zipped({"1.png": image_bytes(1)})
     files.holds_after = 10
     start(studio, url=url)
     for body, status in (
@@ -271,7 +273,7 @@ def test_names_and_addresses_that_cannot_be_are_refused_at_once(studio: Studio, 
     ):
         answer = studio.http.post("/api/datasets/import", json=body)
         assert answer.status_code == status, (body, answer.text)
-    files.go_on.set()
+    files.may_continue.set()
 
 
 def test_private_addresses_are_refused_by_default(

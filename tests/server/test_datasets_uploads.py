@@ -1,4 +1,4 @@
-"""Uploads that are cut off and go on, and archives that mean harm."""
+"""Uploads that are cut off and continue, and malicious archives."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def send(studio: Studio, uploads: str, content: bytes, **values: str) -> Any:
 
 
 def unpacked(studio: Studio, uploads: str, content: bytes, **values: str) -> dict[str, Any]:
-    """What became of the zip `content`."""
+    """The result of unpacking the zip `content`."""
     upload = send(studio, uploads, content, **({"filename": "a.zip"} | values))
-    place = f"{uploads}/{upload['id']}"
-    return wait_for(lambda: (told := studio.get(place)["unpacking"])["state"] != "unpacking" and told)
+    url = f"{uploads}/{upload['id']}"
+    return wait_for(lambda: (state := studio.get(url)["unpacking"])["state"] != "unpacking" and state)
 
 
 def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -73,30 +73,30 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
     return content.getvalue()
 
 
-def picture(colour: str = "red") -> bytes:
+def image_bytes(colour: str = "red") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(content, "png")
     return content.getvalue()
 
 
 def test_a_file_arrives_in_its_folder_by_its_unicode_name(one_studio: Studio, uploads: str):
-    send(one_studio, uploads, picture(), filename="x.png", relativePath="den é/狐 1.png")
+    send(one_studio, uploads, image_bytes(), filename="x.png", relativePath="den é/狐 1.png")
     folder = folder_of(one_studio, uploads)
-    assert (folder / "den é" / "狐 1.png").read_bytes() == picture()
+    assert (folder / "den é" / "狐 1.png").read_bytes() == image_bytes()
     assert not list((folder / ".uploads").iterdir())
     assert one_studio.get(uploads.replace("uploads", "images"))["total"] == 1
 
 
 def test_the_protocol_lists_its_capabilities(one_studio: Studio, uploads: str):
-    told = one_studio.http.options(uploads).headers
-    assert "creation" in told["tus-extension"]
-    assert "checksum" in told["tus-extension"]
+    headers = one_studio.http.options(uploads).headers
+    assert "creation" in headers["tus-extension"]
+    assert "checksum" in headers["tus-extension"]
     answer = one_studio.http.post(uploads, headers={"upload-length": "1", "upload-metadata": ""})
     assert answer.status_code == 412
     assert begin(one_studio, uploads, 2**60, filename="a.png").status_code in (413, 422)
 
 
-def test_an_upload_goes_on_where_it_was_cut_off(one_studio: Studio, uploads: str):
+def test_an_upload_continues_where_it_was_cut_off(one_studio: Studio, uploads: str):
     content = os.urandom(3 * 2**20)
     place = begin(one_studio, uploads, len(content), filename="big.png").headers["location"]
     url = urlsplit(one_studio.url)
@@ -121,38 +121,38 @@ def test_an_upload_outlives_the_studio(studio_at: Callable[..., Studio]):
     studio = studio_at().start()
     studio.post("/api/datasets", {"name": "fox"}, 201)
     content = os.urandom(100_000)
-    place = begin(studio, "/api/datasets/fox/uploads", len(content), filename="a.png").headers["location"]
+    url = begin(studio, "/api/datasets/fox/uploads", len(content), filename="a.png").headers["location"]
     part = content[:60_000]
-    assert studio.http.patch(place, headers=PART | {"upload-offset": "0"}, content=part).status_code == 204
+    assert studio.http.patch(url, headers=PART | {"upload-offset": "0"}, content=part).status_code == 204
     studio.end(signal.SIGKILL)
     studio.start()
-    assert studio.http.head(place, headers=TUS).headers["upload-offset"] == "60000"
-    studio.http.patch(place, headers=PART | {"upload-offset": "60000"}, content=content[60_000:])
+    assert studio.http.head(url, headers=TUS).headers["upload-offset"] == "60000"
+    studio.http.patch(url, headers=PART | {"upload-offset": "60000"}, content=content[60_000:])
     assert (studio.home / "data" / "fox" / "a.png").read_bytes() == content
 
 
 def test_a_part_with_a_wrong_checksum_is_not_kept(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
+    url = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
     for algorithm in ("sha1", "sha256", "md5"):
         value = base64.b64encode(hashlib.new(algorithm, b"other").digest()).decode()
         headers = PART | {"upload-offset": "0", "upload-checksum": f"{algorithm} {value}"}
-        assert one_studio.http.patch(place, headers=headers, content=b"12345").status_code == 460
-    assert one_studio.http.head(place, headers=TUS).headers["upload-offset"] == "0"
+        assert one_studio.http.patch(url, headers=headers, content=b"12345").status_code == 460
+    assert one_studio.http.head(url, headers=TUS).headers["upload-offset"] == "0"
     value = base64.b64encode(hashlib.sha256(b"12345").digest()).decode()
     headers = PART | {"upload-offset": "0", "upload-checksum": f"sha256 {value}"}
-    assert one_studio.http.patch(place, headers=headers, content=b"12345").headers["upload-offset"] == "5"
+    assert one_studio.http.patch(url, headers=headers, content=b"12345").headers["upload-offset"] == "5"
     assert (
         one_studio.http.patch(
-            place, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b""
+            url, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b""
         ).status_code
         == 422
     )
 
 
 def test_an_upload_that_was_ended_leaves_nothing(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
-    assert one_studio.http.delete(place, headers=TUS).status_code == 204
-    assert one_studio.http.head(place, headers=TUS).status_code == 404
+    url = begin(one_studio, uploads, 10, filename="a.txt").headers["location"]
+    assert one_studio.http.delete(url, headers=TUS).status_code == 204
+    assert one_studio.http.head(url, headers=TUS).status_code == 404
     assert not list((folder_of(one_studio, uploads) / ".uploads").iterdir())
 
 
@@ -167,7 +167,7 @@ def test_an_abandoned_upload_expires(one_studio: Studio, uploads: str):
     assert one_studio.http.head(answer.headers["location"], headers=TUS).status_code == 404
 
 
-def test_what_is_there_is_only_replaced_when_asked(one_studio: Studio, uploads: str):
+def test_existing_files_are_replaced_only_on_request(one_studio: Studio, uploads: str):
     send(one_studio, uploads, b"one", filename="a.txt")
     assert begin(one_studio, uploads, 3, filename="a.txt").status_code == 409
     send(one_studio, uploads, b"two", filename="a.txt", conflict="replace")
@@ -186,25 +186,30 @@ def test_no_upload_leads_out_or_is_a_program(one_studio: Studio, uploads: str, n
 
 
 def test_more_than_was_announced_is_refused(one_studio: Studio, uploads: str):
-    place = begin(one_studio, uploads, 4, filename="a.txt").headers["location"]
-    answer = one_studio.http.patch(place, headers=PART | {"upload-offset": "0"}, content=b"12345")
+    url = begin(one_studio, uploads, 4, filename="a.txt").headers["location"]
+    answer = one_studio.http.patch(url, headers=PART | {"upload-offset": "0"}, content=b"12345")
     assert answer.status_code == 413
-    assert one_studio.http.head(place, headers=TUS).headers["upload-offset"] == "0"
+    assert one_studio.http.head(url, headers=TUS).headers["upload-offset"] == "0"
 
 
 def test_a_link_in_the_dataset_leads_no_upload_out(one_studio: Studio, uploads: str, tmp_path: Path):
     (folder_of(one_studio, uploads) / "out").symlink_to(tmp_path)
     headers = PART | {"upload-length": "3", "upload-metadata": metadata(relativePath="out/a.txt")}
     assert one_studio.http.post(uploads, headers=headers, content=b"abc").status_code == 403
-    told = unpacked(one_studio, uploads, zipped({"out/b.txt": b"b", "in/c.txt": b"c"}))
-    assert (told["num_files"], told["num_left_out"]) == (1, 1)
+    state = unpacked(one_studio, uploads, zipped({"out/b.txt": b"b", "in/c.txt": b"c"}))
+    assert (state["num_files"], state["num_left_out"]) == (1, 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
-    files = {"fox/1.png": picture(), "fox/1.txt": b"a fox", "fox/den/é 狐.png": picture("blue")}
-    told = unpacked(one_studio, uploads, zipped(files))
-    assert (told["state"], told["num_files"], told["num_images"], told["num_left_out"]) == ("done", 3, 2, 0)
+    files = {"fox/1.png": image_bytes(), "fox/1.txt": b"a fox", "fox/den/é 狐.png": image_bytes("blue")}
+    state = unpacked(one_studio, uploads, zipped(files))
+    assert (state["state"], state["num_files"], state["num_images"], state["num_left_out"]) == (
+        "done",
+        3,
+        2,
+        0,
+    )
     folder = folder_of(one_studio, uploads)
     assert {name: (folder / name).read_bytes() for name in files} == files
     again = unpacked(one_studio, uploads, zipped(files | {"fox/1.txt": b"another"}))
@@ -246,17 +251,17 @@ def test_entries_that_would_leave_the_dataset_are_skipped(one_studio: Studio, up
         archive.writestr(link, "/etc/passwd")
         archive.writestr("inner.zip", zipped({"a.txt": b"a"}))
         archive.writestr("good.txt", b"good")
-    told = unpacked(one_studio, uploads, content.getvalue())
-    assert (told["num_files"], told["num_left_out"]) == (1, len(names) + 2)
+    state = unpacked(one_studio, uploads, content.getvalue())
+    assert (state["num_files"], state["num_left_out"]) == (1, len(names) + 2)
     folder = folder_of(one_studio, uploads)
     assert [path.name for path in folder.iterdir() if path.name != ".uploads"] == ["good.txt"]
     assert not list(folder.parent.glob("out*"))
 
 
 def test_a_bomb_is_refused_before_it_goes_off(one_studio: Studio, uploads: str):
-    told = unpacked(one_studio, uploads, zipped({f"{i}.txt": bytes(40 * 2**20) for i in range(3)}))
-    assert told["state"] == "refused"
-    assert "bomb" in told["error"]
+    state = unpacked(one_studio, uploads, zipped({f"{i}.txt": bytes(40 * 2**20) for i in range(3)}))
+    assert state["state"] == "refused"
+    assert "bomb" in state["error"]
     assert not [path for path in folder_of(one_studio, uploads).iterdir() if path.name != ".uploads"]
 
 
@@ -265,9 +270,9 @@ def test_an_entry_with_a_false_size_brings_no_more_than_it_states(one_studio: St
     content = bytearray(zipped({"a.txt": bytes(30 * 2**20)}))
     place = content.index(b"PK\x01\x02") + 24
     content[place : place + 4] = struct.pack("<I", 1000)
-    told = unpacked(one_studio, uploads, bytes(content))
-    assert told["state"] == "refused"
-    assert "damaged" in told["error"]
+    state = unpacked(one_studio, uploads, bytes(content))
+    assert state["state"] == "refused"
+    assert "damaged" in state["error"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "encrypted"])
@@ -282,8 +287,8 @@ def test_a_damaged_zip_is_refused_with_a_reason(one_studio: Studio, uploads: str
     else:
         place = content.index(b"PK\x01\x02")
         content[place + 8] |= 1
-    told = unpacked(one_studio, uploads, bytes(content))
-    assert (told["state"], bool(told["error"])) == ("refused", True)
+    state = unpacked(one_studio, uploads, bytes(content))
+    assert (state["state"], bool(state["error"])) == ("refused", True)
     assert not [path for path in folder_of(one_studio, uploads).iterdir() if path.name != ".uploads"]
 
 
@@ -295,25 +300,25 @@ def renamed(content: bytes, before: bytes, after: bytes) -> bytes:
 
 def test_names_in_other_encodings_become_unicode(one_studio: Studio, uploads: str):
     utf8 = "é狐.txt".encode()
-    told = unpacked(one_studio, uploads, renamed(zipped({"x" * len(utf8): b"1"}), b"x" * len(utf8), utf8))
-    assert (told["state"], told["num_files"]) == ("done", 1)
+    state = unpacked(one_studio, uploads, renamed(zipped({"x" * len(utf8): b"1"}), b"x" * len(utf8), utf8))
+    assert (state["state"], state["num_files"]) == ("done", 1)
     japanese = "狐.txt".encode("cp932")
     content = renamed(zipped({"y" * len(japanese): b"2"}), b"y" * len(japanese), japanese)
-    told = unpacked(one_studio, uploads, content, encoding="cp932")
+    state = unpacked(one_studio, uploads, content, encoding="cp932")
     folder = folder_of(one_studio, uploads)
     assert (folder / "é狐.txt").read_bytes() == b"1"
     assert (folder / "狐.txt").read_bytes() == b"2"
-    told = unpacked(
+    state = unpacked(
         one_studio, uploads, renamed(zipped({"z" * 5: b"3"}), b"zzzzz", b"\xff.txt"), encoding="nonsense"
     )
-    assert told["num_files"] == 1
+    assert state["num_files"] == 1
 
 
-def test_unpacking_goes_on_after_a_crash(studio_at: Callable[..., Studio]):
+def test_unpacking_continues_after_a_crash(studio_at: Callable[..., Studio]):
     studio = studio_at().start()
     studio.post("/api/datasets", {"name": "fox"}, 201)
     uploads = "/api/datasets/fox/uploads"
-    content = zipped({f"{i}.png": picture() for i in range(50)})
+    content = zipped({f"{i}.png": image_bytes() for i in range(50)})
     answer = begin(studio, uploads, len(content), filename="a.zip")
     # All bytes are there, and the studio was killed before it could say so.
     (
@@ -321,10 +326,10 @@ def test_unpacking_goes_on_after_a_crash(studio_at: Callable[..., Studio]):
     ).write_bytes(content)
     studio.end(signal.SIGKILL)
     studio.start()
-    told = wait_for(
-        lambda: (told := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and told
+    state = wait_for(
+        lambda: (state := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and state
     )
-    assert told["num_files"] == 50
+    assert state["num_files"] == 50
 
 
 def test_many_files_are_uploaded_with_one_request_each(one_studio: Studio, uploads: str):

@@ -21,8 +21,8 @@ from tests.fakes.seaweed import Seaweed
 from tests.server.conftest import Studio, wait_for
 
 
-def drawn(folder: Path, count: int = 4) -> Path:
-    """Pictures with captions of tags, the last one without."""
+def make_images(folder: Path, count: int = 4) -> Path:
+    """Images with captions of tags, the last one without."""
     (folder / "den").mkdir(parents=True)
     for number in range(count):
         path = folder / ("den" if number % 2 else ".") / f"{number} é.png"
@@ -36,7 +36,7 @@ def drawn(folder: Path, count: int = 4) -> Path:
 def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
     """The path of a new dataset."""
     name = request.node.name[:80]
-    drawn(one_studio.home / "data" / name)
+    make_images(one_studio.home / "data" / name)
     return f"/api/datasets/{name}"
 
 
@@ -59,7 +59,7 @@ def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
 def test_a_folder_of_unclear_form_is_asked_about(one_studio: Studio, fox: str):
     folder = one_studio.home / "data" / f"{fox.rpartition('/')[2]} numbered"
     for name in ("1_front", "2_back"):
-        drawn(folder / name, 2)
+        make_images(folder / name, 2)
     place = f"{fox} numbered"
     for verb in ("convert", "lint"):
         refused = one_studio.http.post(f"{place}/{verb}", json={})
@@ -115,8 +115,8 @@ def test_a_task_that_fails_returns_its_reason(one_studio: Studio):
     assert "no image with a caption" in answer.json()["detail"]
 
 
-def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
-    folder = drawn(tmp_path / "fox", 6)
+def test_a_build_that_was_stopped_continues(tmp_path: Path):
+    folder = make_images(tmp_path / "fox", 6)
     task, run_dir = ALL["dataset-build"], RunDir.create("build", tmp_path)
     config = {"source_path": str(folder), "out_path": str(tmp_path / "fox.jsonl")}
     task.prepare(config, run_dir, "a test")
@@ -128,8 +128,8 @@ def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
     assert json.loads((run_dir.path / "result.json").read_text())["num_rows"] == 5
 
 
-def test_an_export_leaves_alone_what_somebody_put_in_its_place(tmp_path: Path):
-    folder = drawn(tmp_path / "fox")
+def test_an_export_leaves_other_files_in_its_place_unchanged(tmp_path: Path):
+    folder = make_images(tmp_path / "fox")
     rows = tmp_path / "fox.jsonl"
     build = {"source_path": str(folder), "out_path": str(rows)}
     task, out = ALL["dataset-export"], tmp_path / "out"
@@ -196,7 +196,7 @@ def verdict_on(studio: Studio, url: str, **storage: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed: Seaweed):
+def test_each_failure_to_reach_a_bucket_has_its_own_verdict(with_store: Studio, seaweed: Seaweed):
     assert verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)["ok"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -210,15 +210,15 @@ def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed
             "region": verdict_on(with_store, "s3://loom", endpoint=other, region="us-west-2"),
             "denied": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
         }
-    assert {word: told["problem"] for word, told in words.items()} == {word: word for word in words}
-    assert all(told["hint"] for told in words.values())
+    assert {word: verdict["problem"] for word, verdict in words.items()} == {word: word for word in words}
+    assert all(verdict["hint"] for verdict in words.values())
     assert "eu-central-1" in words["region"]["hint"]
     assert seaweed.secret not in json.dumps(words)
     wrong = with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": "a-wrong-secret-key"})
     assert wrong.status_code == 204
-    told = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
-    assert told["problem"] == "denied"
-    assert "a-wrong-secret-key" not in json.dumps(told)
+    verdict = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
+    assert verdict["problem"] == "denied"
+    assert "a-wrong-secret-key" not in json.dumps(verdict)
     with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": seaweed.secret})
 
 
@@ -230,7 +230,7 @@ def test_a_bucket_is_browsed_and_becomes_a_jsonl(
 
     url = f"s3://{seaweed.bucket}/fox set"
     store = open_source(url, storage)
-    folder = drawn(tmp_path / "fox")
+    folder = make_images(tmp_path / "fox")
     for path in folder.rglob("*.*"):
         store.write(path.relative_to(folder).as_posix(), path)
     body = {"name": "far", "url": url, "storage": {"endpoint": seaweed.endpoint}}
@@ -262,7 +262,7 @@ def test_a_bucket_shows_the_captions_of_the_jsonl_that_was_uploaded_with_it(
     from flowloom.datasets.build.upload import Uploader
     from flowloom.storage.open import open_source
 
-    folder = drawn(tmp_path / "fox")
+    folder = make_images(tmp_path / "fox")
     build(str(folder), tmp_path / "fox.jsonl", BuildOptions(default_caption="a fox"), lambda _: None)
     url = f"s3://{seaweed.bucket}/uploaded"
     uploader = Uploader(tmp_path / "fox.jsonl", url, open_source(url, storage))

@@ -1,4 +1,4 @@
-"""A disk that is full, or read-only: the studio says so, goes on reading, and loses nothing."""
+"""A disk that is full, or read-only: the studio says so, continues to read, and loses nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Configs = Callable[..., dict[str, Any]]
 PROBLEM = "application/problem+json"
 
 
-def mount(*words: str) -> bool:
-    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def start(studio: Studio, name: str, config: dict[str, Any]) -> Any:
     return studio.http.post("/api/flow/train/start", json={"name": name, "config": config})
 
 
-def test_on_a_full_disk_nothing_half_is_made_and_all_can_be_read(
+def test_a_full_disk_leaves_nothing_incomplete_and_everything_readable(
     small_studio: Studio, small_disk: Path, small_config: Configs
 ) -> None:
     assert start(small_studio, "first", small_config(limits={"max_steps": 2})).status_code == 201
@@ -78,7 +78,7 @@ def test_on_a_full_disk_nothing_half_is_made_and_all_can_be_read(
     small_studio.wait("second", "finished")
 
 
-def test_a_run_whose_disk_fills_up_ends_and_goes_on_when_there_is_room(
+def test_a_run_whose_disk_fills_up_ends_and_continues_when_there_is_room(
     small_studio: Studio, small_disk: Path, small_config: Configs
 ) -> None:
     config = small_config(limits={"max_steps": 60}, training={"save_every": 5})
@@ -105,9 +105,9 @@ def test_a_studio_starts_on_a_full_disk_and_shows_its_runs(
     for path in (small_studio.home / ".flowloom").glob("studio.sqlite*"):
         path.unlink()
     filler = fill(small_disk)
-    words = ["up", "--home", str(small_studio.home), "--port", "0"]
+    arguments = ["up", "--home", str(small_studio.home), "--port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "flowloom.cli.main", *words],
+        [sys.executable, "-m", "flowloom.cli.main", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -127,7 +127,7 @@ def test_on_a_read_only_disk_changes_are_refused_with_the_reason(
     assert start(small_studio, "one", small_config(limits={"max_steps": 2})).status_code == 201
     small_studio.wait("one", "finished")
     os.sync()
-    # What is open for writing keeps a file system from turning read-only: a mount of its own does not ask.
+    # Open files keep a file system from turning read-only; a separate mount can be read-only at once.
     runs = small_studio.home / "runs"
     assert mount("--bind", str(runs), str(runs))
     try:

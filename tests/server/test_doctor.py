@@ -1,4 +1,4 @@
-"""What the machine has and lacks, told by HTTP as the command line tells it."""
+"""Present and missing parts of the machine, by HTTP as by the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.conftest import Studio
 
 
 @pytest.mark.slow
-def test_the_studio_tells_what_its_machine_has_and_lacks(
+def test_the_studio_reports_what_its_machine_has_and_what_is_missing(
     studio_at: Callable[..., Studio], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
@@ -37,11 +37,11 @@ def test_the_studio_tells_what_its_machine_has_and_lacks(
     assert studio.get("/api/system")["studio_memory_mib"] < 150, "torch stays out of the studio"
 
 
-def test_a_port_is_free_or_somebody_elses() -> None:
+def test_a_port_is_free_or_used_by_another_program() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        # Bound, and it answers nobody.
+        # Bound, and it answers no request.
         found = port_finding(port)
         assert not found.is_ok
         assert "--port" in found.text

@@ -32,7 +32,7 @@ def hub_studio(studio_at: Callable[..., Studio], files: Files, monkeypatch: pyte
 
 @pytest.fixture
 def on_hub(files: Files, elsewhere: Files) -> dict[str, Any]:
-    """A model on the hub, whose content lies elsewhere; the item that downloads it."""
+    """A model on the hub, whose content is on another server; the item that downloads it."""
     path = "/me/model/resolve/main/x.safetensors"
     files.moved[path], files.linked[path] = f"{elsewhere.url}/lies/here", CONTENT
     elsewhere.contents["/lies/here"] = CONTENT
@@ -60,7 +60,7 @@ def test_a_hub_file_comes_as_a_run_and_is_known(hub_studio: Studio, on_hub: dict
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_a_download_killed_in_the_middle_goes_on_where_it_was(
+def test_a_download_killed_in_the_middle_continues_where_it_was(
     hub_studio: Studio, on_hub: dict[str, Any], elsewhere: Files
 ):
     elsewhere.holds_after = HELD
@@ -70,7 +70,7 @@ def test_a_download_killed_in_the_middle_goes_on_where_it_was(
     os.killpg(hub_studio.run(run_id)["pid"], signal.SIGKILL)
     assert hub_studio.wait(run_id)["state"] == "interrupted"
     have = part.stat().st_size
-    elsewhere.go_on.set()
+    elsewhere.may_continue.set()
     hub_studio.post(f"/api/runs/{run_id}/resume", {})
     assert hub_studio.wait(run_id)["state"] == "finished"
     assert part.with_suffix("").read_bytes() == CONTENT
@@ -83,7 +83,7 @@ def test_a_stopped_download_can_be_resumed(hub_studio: Studio, on_hub: dict[str,
     part = hub_studio.home / "models" / "chroma" / "x.bin.part"
     wait_for(lambda: part.exists() and part.stat().st_size >= 2 * 2**20)
     hub_studio.post(f"/api/runs/{run_id}/stop")
-    elsewhere.go_on.set()
+    elsewhere.may_continue.set()
     assert hub_studio.wait(run_id)["state"] == "stopped"
     hub_studio.post(f"/api/runs/{run_id}/resume", {})
     assert hub_studio.wait(run_id)["state"] == "finished"
@@ -91,7 +91,7 @@ def test_a_stopped_download_can_be_resumed(hub_studio: Studio, on_hub: dict[str,
     assert elsewhere.ranges()[-1] == f"bytes={3 * 2**20}-"
 
 
-def test_several_files_are_one_run_and_those_that_came_do_not_come_again(
+def test_several_files_are_one_run_and_complete_ones_are_not_downloaded_again(
     hub_studio: Studio, on_hub: dict[str, Any], files: Files
 ):
     files.contents |= {"/me/model/resolve/main/config.json": b"{}", "/wrong.bin": CONTENT[::-1]}
@@ -129,7 +129,7 @@ def test_too_little_disk_space_is_reported_before_any_download(
     assert elsewhere.ranges() == ["bytes=0-0"]
 
 
-def test_what_is_here_is_not_fetched_twice_nor_written_over(
+def test_existing_files_are_neither_fetched_again_nor_overwritten(
     hub_studio: Studio, on_hub: dict[str, Any], elsewhere: Files
 ):
     target = hub_studio.home / "models" / "chroma" / "x.bin"
@@ -222,11 +222,11 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_invalid_downloads_are_reported_before_the_start(one_studio: Studio, fault: str):
-    item, words = WRONG[fault]
+    item, message = WRONG[fault]
     config = {"target_dir": str(one_studio.home / "models"), "items": [item]}
     verdict = one_studio.post("/api/tasks/download/config", {"config": config})
     assert not verdict["is_valid"]
-    assert any(words in problem["detail"] for problem in verdict["problems"]), verdict
+    assert any(message in problem["detail"] for problem in verdict["problems"]), verdict
     assert all(problem["where"].startswith("/config/items/0") for problem in verdict["problems"])
 
 

@@ -1,4 +1,4 @@
-"""What a dataset's page says after an edit: which images are still damaged, and what was done."""
+"""A dataset's page after an edit: images that are still damaged, and the edits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def test_a_damaged_image_stays_a_problem_when_its_caption_is_edited(one_studio: 
     for name, data in {"bad.png": b"no image", "empty.png": b""}.items():
         (folder / name).write_bytes(data)
     Image.new("RGB", (8, 8)).save(folder / "good.png")
-    place = "/api/datasets/damaged"
+    url = "/api/datasets/damaged"
 
     def problems() -> tuple[int, set[str], int]:
-        listed = one_studio.get(f"{place}/images", has_problem=True)
+        listed = one_studio.get(f"{url}/images", has_problem=True)
         return (
-            one_studio.get(f"{place}/summary")["problems"],
+            one_studio.get(f"{url}/summary")["problems"],
             {image["file"] for image in listed["images"] if image["problem"]},
             listed["total"],
         )
 
     wait_for(lambda: problems()[0] == 2)
-    edit = one_studio.post(f"{place}/edits", {"operation": {"kind": "set", "text": "a fox"}}, 201)
+    edit = one_studio.post(f"{url}/edits", {"operation": {"kind": "set", "text": "a fox"}}, 201)
     assert edit["num_changed"] == 3
     assert problems() == (2, {"bad.png", "empty.png"}, 2)
-    one_studio.http.put(f"{place}/captions/bad.png", json={"caption": "alone"}, headers={"If-Match": "*"})
+    one_studio.http.put(f"{url}/captions/bad.png", json={"caption": "alone"}, headers={"If-Match": "*"})
     assert problems() == (2, {"bad.png", "empty.png"}, 2)
     Image.new("RGB", (8, 8)).save(folder / "bad.png")
     wait_for(lambda: problems() == (1, {"empty.png"}, 1))
@@ -54,14 +54,16 @@ def test_a_damaged_image_stays_a_problem_when_its_caption_is_edited(one_studio: 
         ({"kind": "set", "text": ""}, "Cleared the captions"),
     ],
 )
-def test_the_list_of_edits_is_in_words(one_studio: Studio, operation: dict[str, Any], title: str):
+def test_the_list_of_edits_has_readable_descriptions(
+    one_studio: Studio, operation: dict[str, Any], title: str
+):
     folder = one_studio.home / "data" / "worded"
     folder.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", (8, 8)).save(folder / "1.png")
-    place = "/api/datasets/worded/edits"
-    edit = one_studio.post(place, {"operation": operation}, 201)
+    url = "/api/datasets/worded/edits"
+    edit = one_studio.post(url, {"operation": operation}, 201)
     assert edit["title"] == title
-    assert one_studio.get(place)[0] == edit
-    undone = one_studio.post(f"{place}/{edit['id']}/undo", {}, 200)
+    assert one_studio.get(url)[0] == edit
+    undone = one_studio.post(f"{url}/{edit['id']}/undo", {}, 200)
     assert undone["title"] == f"Undone: {title}"
-    assert one_studio.get(place)[0] == undone, "the latest first"
+    assert one_studio.get(url)[0] == undone, "the latest first"

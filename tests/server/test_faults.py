@@ -1,4 +1,4 @@
-"""Whatever happens to the server, its runs go on; whatever happens to a run, the server says so."""
+"""After any fault of the server its runs continue; after any fault of a run the server reports it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_ran_once(studio: Studio, name: str, steps: int) -> None:
 
 
 def submit_stubbornly(studio: Studio, name: str, config: dict[str, Any]) -> bool:
-    """Whether the run is known to be accepted; asking again is answered by 409, not by a second run."""
+    """True if the run is known to be accepted; a second request gets 409, and no second run."""
     try:
         body = {"name": name, "config": config}
         return studio.http.post("/api/flow/train/start", json=body).status_code in (201, 409)
@@ -169,15 +169,15 @@ def test_a_run_started_by_hand_appears_and_holds_its_device(
 
 
 def test_one_studio_serves_a_home(studio: Studio, studio_at: Callable[..., Studio]):
-    words = ["up", "--home", str(studio.home), "--port", "0"]
+    arguments = ["up", "--home", str(studio.home), "--port", "0"]
     second = subprocess.run(
-        [sys.executable, "-m", "flowloom.cli.main", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flowloom.cli.main", *arguments], capture_output=True, text=True, check=False
     )
     assert second.returncode == 2
     assert "another studio" in second.stderr
 
 
-def test_what_was_being_prepared_when_the_server_died_is_cleared_away(studio: Studio):
+def test_unfinished_preparations_of_a_killed_server_are_deleted(studio: Studio):
     studio.end(signal.SIGKILL)
     half = studio.home / "runs" / "half" / "studio"
     half.mkdir(parents=True)

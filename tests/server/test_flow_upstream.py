@@ -57,8 +57,8 @@ def test_a_run_of_flow_is_followed_to_its_end(
     flow_checkout: Path,  # noqa: F811
 ) -> None:
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", "-C", str(flow_checkout), *words], check=True)
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", "-C", str(flow_checkout), *arguments], check=True)
     start(studio, "whole", flow_config(training={"master_seed": 2}))
     run = studio.wait("whole", "finished")
     assert (run["trainer"], run["step"]) == ("flow-upstream", 12)
@@ -89,12 +89,13 @@ def test_a_run_of_flow_is_followed_to_its_end(
 def test_results_in_folders_of_the_user_come_out_of_the_same_routes(
     studio: Studio, flow_config: Configs
 ) -> None:
-    saved, drawn = studio.home / "data" / "saved", studio.home / "data" / "drawn"
+    saved, sample_dir = studio.home / "data" / "saved", studio.home / "data" / "drawn"
     saved.mkdir()
     (saved / "older.pth").write_bytes(b"of another run")
     os.utime(saved / "older.pth", (1, 1))
     config = flow_config(
-        training={"master_seed": 1, "save_folder": str(saved)}, inference={"inference_folder": str(drawn)}
+        training={"master_seed": 1, "save_folder": str(saved)},
+        inference={"inference_folder": str(sample_dir)},
     )
     start(studio, "elsewhere", config)
     studio.wait("elsewhere", "finished")
@@ -106,7 +107,7 @@ def test_results_in_folders_of_the_user_come_out_of_the_same_routes(
     assert not (saved / names[0]).exists()
     outside = flow_config(training={"save_folder": "/somewhere/else"})
     answer = studio.http.post("/api/flow-upstream/train/start", json={"config": outside})
-    assert [place["where"] for place in answer.json()["errors"]] == ["/config/training/save_folder"]
+    assert [problem["where"] for problem in answer.json()["errors"]] == ["/config/training/save_folder"]
 
 
 def test_a_stop_waits_for_what_flow_saves_and_a_resume_begins_there(

@@ -48,7 +48,7 @@ def test_however_a_file_grows_each_event_is_read_once(tmp_path_factory: Any, cut
     assert seen == list(range(last + 1, 40))
 
 
-def test_lines_that_the_engine_cut_off_and_wrote_anew_are_read_once(tmp_path: Path):
+def test_lines_that_the_engine_cut_off_and_wrote_again_are_read_once(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(line(0) + line(1) + b'{"seq": 2, "spoilt"\n')
     tail = EventTail(path)
@@ -59,7 +59,7 @@ def test_lines_that_the_engine_cut_off_and_wrote_anew_are_read_once(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["x\ndata: {}", "\ud800", "", None, ["step"], "a b"])
-def test_a_line_of_somebody_else_is_no_event(tmp_path: Path, kind: Any):
+def test_a_line_of_another_program_is_no_event(tmp_path: Path, kind: Any):
     path = tmp_path / "events.jsonl"
     path.write_bytes(line(0) + json.dumps({"seq": 1, "time": 1.0, "kind": kind}).encode() + b"\n" + line(2))
     tail = EventTail(path)
@@ -255,7 +255,7 @@ def test_a_log_is_read_in_parts_without_cutting_characters(tmp_path: Path, limit
     assert read_log(path, 10**9, 100).text == ""
 
 
-def test_a_log_that_is_no_text_is_shown_all_the_same(tmp_path: Path):
+def test_a_log_that_is_no_text_is_shown_nevertheless(tmp_path: Path):
     path = tmp_path / "log.txt"
     path.write_bytes(b"\xff\xfe\x80\x80\x80\x80\x80abc\xf0")
     part = read_log(path, 0, 100)
@@ -301,7 +301,7 @@ def test_the_results_of_a_run_can_be_viewed_and_downloaded(studio: Studio, tiny_
     assert studio.http.get("/api/runs/copy").status_code == 404
 
 
-def test_a_run_saves_and_draws_when_it_is_asked_to(studio: Studio, tiny_config: Configs):
+def test_a_run_saves_and_generates_previews_on_request(studio: Studio, tiny_config: Configs):
     preview = {"inference_every": 10**6, "steps": 1, "prompts": ["red"], "image_dim": [64, 48], "cfg": 1.0}
     config = tiny_config(limits={"max_steps": 10**6}, inference=preview)
     studio.post("/api/flow/train/start", {"name": "asked", "config": config}, 201)
@@ -325,7 +325,7 @@ def test_a_run_that_is_stopped_while_it_loads_stops(studio: Studio, tiny_config:
     assert studio.wait("early", "stopped")["step"] < 30
 
 
-def test_the_machine_is_told_once_and_again(one_studio: Studio):
+def test_the_machine_is_reported_once_and_again(one_studio: Studio):
     system = one_studio.get("/api/system")
     assert system["memory_total_mib"] > 0
     assert system["studio_memory_mib"] < 150

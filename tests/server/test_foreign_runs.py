@@ -1,4 +1,4 @@
-"""What others put into the runs folder, or take away from it, harms neither the studio nor other runs."""
+"""Files that others add to the runs folder, or remove, harm neither the studio nor other runs."""
 
 from __future__ import annotations
 
@@ -225,15 +225,15 @@ def test_of_two_who_want_one_name_one_gets_it(studio: Studio):
         ).status_code
 
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(ask, range(80)))
-    assert sorted(told) == [201] * 20 + [409] * 60
+        statuses = list(pool.map(ask, range(80)))
+    assert sorted(statuses) == [201] * 20 + [409] * 60
     for number in range(20):
         studio.wait(f"n{number}", "finished")
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
-    """What a server works with, without one."""
+    """The objects of a server, without the server."""
     studio = open_studio(Settings(tmp_path / "home", devices=("cpu",)), lambda: False)
     yield studio
     studio.runs.store.close()
@@ -315,8 +315,8 @@ def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened
     command = [sys.executable, "-m", "flowloom.server.runs.supervisor", spec.to_argument()]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as supervisor:
         wait_for(lambda: is_held(lock_path(run_dir.path)))
-        wish = StopRequest(kind="stop", time=2.0)
-        wish.write(run_dir.path)
+        request = StopRequest(kind="stop", time=2.0)
+        request.write(run_dir.path)
         os.close(taken)
         assert supervisor.wait(20) == 0
-    assert StopRequest.read(run_dir.path) == wish
+    assert StopRequest.read(run_dir.path) == request

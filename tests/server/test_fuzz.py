@@ -1,4 +1,4 @@
-"""Whatever is sent to any route, the answer is one that the OpenAPI document tells of: never a fault."""
+"""The answer to any request at any route is one of the OpenAPI document, never a fault."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]  # pyright:
 
 @pytest.fixture(scope="module")
 def lone_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A studio with nothing in it, and with secrets of its own."""
+    """A studio with nothing in it, and with separate secrets."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_SECRETS", str(folder / "secrets.json"))

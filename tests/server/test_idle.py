@@ -57,7 +57,7 @@ def test_a_use_puts_the_rest_off(tmp_path: Path):
     assert times(tmp_path) == 0
 
 
-def test_a_studio_that_is_told_no_home_takes_the_volume_that_outlives_the_box(
+def test_a_studio_without_a_given_home_uses_the_volume_that_outlives_the_box(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("FLOWLOOM_HOME", raising=False)

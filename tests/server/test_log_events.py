@@ -17,7 +17,7 @@ from flowloom.trainers.flow_upstream.trainer import FlowUpstream
 WHOLE = (2).to_bytes(8, "little") + b"{}"
 
 
-class Telling(FlowUpstream):
+class Reporting(FlowUpstream):
     """A trainer whose process says events as `say {...}`, as a shim inside of it may."""
 
     def parse(self, line: str) -> dict[str, Any] | None:
@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path) -> RunDir:
     return found
 
 
-def told(run_dir: RunDir) -> list[dict[str, Any]]:
+def events_in(run_dir: RunDir) -> list[dict[str, Any]]:
     events = [json.loads(line) for line in run_dir.events_jsonl.read_text().splitlines()]
     for event in events:
         assert event.keys() == FIELDS[event["kind"]] | {"seq", "time", "kind"}
@@ -47,7 +47,9 @@ def log(run_dir: RunDir, text: str) -> None:
 
 
 def writer_of(run_dir: RunDir, *, resumes: bool = False) -> LogEventWriter:
-    return LogEventWriter(run_dir, Telling(), ("cuda:0", "cuda:1"), resumes=resumes, versions={"torch": "2"})
+    return LogEventWriter(
+        run_dir, Reporting(), ("cuda:0", "cuda:1"), resumes=resumes, versions={"torch": "2"}
+    )
 
 
 def bar(batch: int, batches: int = 6) -> str:
@@ -62,7 +64,7 @@ def test_counts_of_epochs_are_steps_of_the_run(run_dir: RunDir) -> None:
         writer._flush()
     log(run_dir, "\n")
     writer.end(0)
-    events = told(run_dir)
+    events = events_in(run_dir)
     steps = [(e["step"], e["max_steps"], e["samples_per_s"]) for e in events if e["kind"] == "progress"]
     assert steps == [(0, 6, 8.0), (3, 6, 8.0), (6, 6, 8.0), (6, 12, 8.0), (8, 12, 8.0)]
     assert [e["epoch"] for e in events if e["kind"] == "progress"] == [0, 0, 0, 1, 1]
@@ -76,23 +78,26 @@ def test_a_device_has_the_studios_name_and_versions_are_the_process_own(run_dir:
     writer = writer_of(run_dir)
     log(run_dir, 'say {"kind": "started", "device": "cuda:1"}\n')
     writer.end(0)
-    (started,) = (event for event in told(run_dir) if event["kind"] == "started")
+    (started,) = (event for event in events_in(run_dir) if event["kind"] == "started")
     assert (started["device"], started["versions"]) == ("cuda:1", {"torch": "2"})
-    other = LogEventWriter(run_dir, Telling(), ("cuda:3",), resumes=False, versions={})
+    other = LogEventWriter(run_dir, Reporting(), ("cuda:3",), resumes=False, versions={})
     log(run_dir, 'say {"kind": "started", "device": "cuda"}\n')
     other.end(0)
-    assert [event["device"] for event in told(run_dir) if event["kind"] == "started"] == ["cuda:1", "cuda:3"]
+    assert [event["device"] for event in events_in(run_dir) if event["kind"] == "started"] == [
+        "cuda:1",
+        "cuda:3",
+    ]
 
 
 def test_steps_have_the_rate_and_the_time_left_of_the_bar(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, bar(2) + '\nsay {"kind": "step", "step": 2, "loss": 0.5, "epoch": 0}\n')
     writer.end(0)
-    (step,) = (event for event in told(run_dir) if event["kind"] == "step")
+    (step,) = (event for event in events_in(run_dir) if event["kind"] == "step")
     assert (step["samples_per_s"], step["eta_s"], step["epoch"]) == (8.0, 2.0, 0)
 
 
-def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:
+def test_lines_that_come_in_pieces_are_read_completely(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     line = 'say {"kind": "warning", "message": "größer ✓"}\r\n'.encode()
     for i in range(len(line)):
@@ -101,8 +106,8 @@ def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:
         writer.update()
     log(run_dir, 'say {"kind": "phase", "name": "without an end of line"}')
     writer.end(-9)
-    assert [e["message"] for e in told(run_dir) if e["kind"] == "warning"] == ["größer ✓"]
-    assert told(run_dir)[-1]["name"] == "without an end of line"
+    assert [e["message"] for e in events_in(run_dir) if e["kind"] == "warning"] == ["größer ✓"]
+    assert events_in(run_dir)[-1]["name"] == "without an end of line"
 
 
 @pytest.mark.parametrize(
@@ -114,15 +119,15 @@ def test_lines_that_are_no_events_are_left_to_the_log(run_dir: RunDir, line: str
     writer.update()
     log(run_dir, f"{line}")
     writer.end(0)
-    assert [event["kind"] for event in told(run_dir)] == ["phase", "failed"]
+    assert [event["kind"] for event in events_in(run_dir)] == ["phase", "failed"]
 
 
-def test_what_a_step_does_not_tell_is_null_and_each_counts_once(run_dir: RunDir) -> None:
+def test_values_missing_from_a_step_are_null_and_each_step_counts_once(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     for step in (1, 1, 2):
         log(run_dir, f'say {{"kind": "step", "step": {step}, "loss": 0.5, "lr": 1e-4, "surplus": 1}}\n')
     writer.end(0)
-    steps = [event for event in told(run_dir) if event["kind"] == "step"]
+    steps = [event for event in events_in(run_dir) if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2]
     assert (steps[0]["loss_smooth"], steps[0]["grad_norm"]) == (0.5, None)
 
@@ -136,18 +141,18 @@ def test_a_checkpoint_is_reported_once_by_its_line_or_its_file(run_dir: RunDir) 
     writer.update()
     (folder / "silent.safetensors").write_bytes(WHOLE)
     writer.end(0)
-    saved = [event["dir"] for event in told(run_dir) if event["kind"] == "saved"]
+    saved = [event["dir"] for event in events_in(run_dir) if event["kind"] == "saved"]
     assert saved == ["checkpoints/said.safetensors", "checkpoints/silent.safetensors"]
 
 
-def test_a_failure_is_what_the_last_error_of_this_sitting_says(run_dir: RunDir) -> None:
+def test_a_failure_has_the_message_of_the_last_error_of_this_attempt(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(
         run_dir,
         "Traceback (most recent call last):\n  ...\ntorch.cuda.OutOfMemoryError: no room\n\x1b[0mbye\n",
     )
     writer.end(1)
-    failed = told(run_dir)[-1]
+    failed = events_in(run_dir)[-1]
     assert (failed["kind"], failed["error"], failed["message"]) == ("failed", "OutOfMemoryError", "no room")
 
 
@@ -155,7 +160,7 @@ def test_a_failure_without_a_traceback_shows_its_last_lines(run_dir: RunDir) -> 
     writer = writer_of(run_dir)
     log(run_dir, "cannot open the file\n")
     writer.end(3)
-    failed = told(run_dir)[-1]
+    failed = events_in(run_dir)[-1]
     assert (failed["error"], failed["message"]) == ("ProcessFailed", "cannot open the file")
 
 
@@ -170,19 +175,19 @@ def test_a_stop_that_was_asked_for_is_no_failure(
     if is_wished:
         StopRequest(kind="kill", time=1.0).write(run_dir.path)
     writer.end(status)
-    assert told(run_dir)[-1]["kind"] == end
+    assert events_in(run_dir)[-1]["kind"] == end
 
 
 def test_a_process_that_ends_well_and_trained_nothing_has_failed(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, "chroma loaded\n")
     writer.end(0)
-    failed = told(run_dir)[-1]
+    failed = events_in(run_dir)[-1]
     assert (failed["kind"], failed["error"]) == ("failed", "NothingTrained")
     assert "chroma loaded" in failed["message"]
 
 
-def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
+def test_a_resumed_run_counts_on_from_its_checkpoint(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, bar(2))
     writer.update()
@@ -193,7 +198,7 @@ def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
     writer = writer_of(run_dir, resumes=True)
     log(run_dir, bar(3) + "\n")
     writer.end(0)
-    events = told(run_dir)
+    events = events_in(run_dir)
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert [event["resumed_from"] for event in events if event["kind"] == "started"] == [None, 4]
     assert events[-1]["step"] == 7
@@ -207,7 +212,7 @@ def test_a_step_behind_the_progress_bar_is_reported(run_dir: RunDir) -> None:
         log(run_dir, f'say {{"kind": "step", "step": {20 + batch}, "loss": 0.5}}\n' * 2)
         writer.update()
     writer.end(0)
-    events = told(run_dir)
+    events = events_in(run_dir)
     assert [event["step"] for event in events if event["kind"] == "step"] == [21, 22]
     (started,) = (event for event in events if event["kind"] == "started")
     assert (started["resumed_from"], started["device"]) == (20, "cpu")
@@ -218,14 +223,14 @@ def test_a_process_that_says_that_it_stopped_has_not_finished(run_dir: RunDir) -
     writer = writer_of(run_dir)
     log(run_dir, bar(3) + '\nsay {"kind": "stopped", "step": 3}\n')
     writer.end(0)
-    assert [event["kind"] for event in told(run_dir)][-1] == "stopped"
+    assert [event["kind"] for event in events_in(run_dir)][-1] == "stopped"
 
 
-def test_what_a_run_resumes_from_is_no_result(run_dir: RunDir) -> None:
+def test_the_checkpoint_that_a_run_resumes_from_is_no_result(run_dir: RunDir) -> None:
     writer = writer_of(run_dir)
     log(run_dir, bar(3))
     for name in ("last-step00000003-state", "step_00000003"):
         (run_dir.path / "checkpoints" / name).mkdir()
     writer.end(0)
-    (saved,) = (event for event in told(run_dir) if event["kind"] == "saved")
+    (saved,) = (event for event in events_in(run_dir) if event["kind"] == "saved")
     assert saved["dir"] == "checkpoints/step_00000003"

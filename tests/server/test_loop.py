@@ -46,8 +46,8 @@ def fill_results(run: Path, num: int) -> None:
         folder.mkdir(parents=True)
     for i in range(num):
         Image.new("RGB", (64, 64)).save(samples / f"{i:05}.png")
-    told = [{"file": f"{i:05}.png", "prompt": "a fox " * 20} for i in range(num)]
-    (samples / "samples.json").write_text(json.dumps(told))
+    samples_json = [{"file": f"{i:05}.png", "prompt": "a fox " * 20} for i in range(num)]
+    (samples / "samples.json").write_text(json.dumps(samples_json))
     (saved / "adapter.safetensors").write_bytes(weights(num))
 
 
@@ -98,7 +98,7 @@ def ask(served: Served, method: str, asked: str, more: dict[str, Any]) -> httpx.
     return answer
 
 
-def test_every_route_is_asked_here(served: Served):
+def test_every_route_is_requested_here(served: Served):
     routes = {
         (method.upper(), path)
         for path, operations in served.app.openapi()["paths"].items()
@@ -124,7 +124,7 @@ def test_no_route_waits_for_a_file_or_a_process_in_the_loop(served: Served):
     assert not waits
 
 
-def test_the_witness_sees_what_waits(served: Served):
+def test_the_measurement_sees_calls_that_wait(served: Served):
     @served.app.get("/api/wrong")
     async def wrong() -> str:
         return Path(__file__).read_text()[:1]

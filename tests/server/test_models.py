@@ -37,7 +37,7 @@ def models_dir(one_studio: Studio, tmp_path: Path) -> Path:
     return folder
 
 
-def test_models_are_listed_by_what_they_are(one_studio: Studio, models_dir: Path):
+def test_models_are_listed_by_kind(one_studio: Studio, models_dir: Path):
     listed = one_studio.get("/api/models", root="models")
     models = {Path(one["path"]).relative_to(models_dir).as_posix(): one for one in listed["models"]}
     assert "link.safetensors" not in models, "it leads out of the folders"
@@ -93,7 +93,7 @@ def test_flow_is_given_choices_that_fit(one_studio: Studio, models_dir: Path):
     assert found["model.t5_tokenizer_path"]
 
 
-def test_a_model_of_another_kind_is_refused_where_it_stands(
+def test_a_model_of_another_kind_is_refused_at_its_key(
     one_studio: Studio, models_dir: Path, tiny_config: Callable[..., dict[str, Any]]
 ):
     config = tiny_config(model={"vae_path": str(models_dir / "vae/sdxl_vae.safetensors")})
@@ -105,7 +105,7 @@ def test_a_model_of_another_kind_is_refused_where_it_stands(
     assert one_studio.http.post("/api/flow/train/start", json={"config": config}).status_code == 422
 
 
-def test_what_a_configuration_lacks_comes_with_its_download(
+def test_missing_files_of_a_configuration_come_with_their_download(
     one_studio: Studio, models_dir: Path, tiny_config: Callable[..., dict[str, Any]]
 ):
     config = tiny_config(model={"vae_path": "", "t5_tokenizer_path": str(models_dir / "t5xxl")})
@@ -122,7 +122,9 @@ def test_what_a_configuration_lacks_comes_with_its_download(
     assert names == ["ae.safetensors", "spiece.model", "config.json"]
 
 
-def test_a_whole_configuration_lacks_nothing(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
+def test_a_complete_configuration_has_no_missing_files(
+    one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]
+):
     assert one_studio.post("/api/models/missing", {"config": tiny_config()}) == {
         "missing": [],
         "download": None,
@@ -172,12 +174,12 @@ def test_images_and_exports_are_served_by_the_routes_of_runs(
         "grid": {"cfg": [1.0, 2.0]},
         "parallel": {"device": "cpu", "num_threads": 1},
     }
-    drawn = studio.post("/api/tasks/sample/start", {"config": asked})["id"]
+    sampled = studio.post("/api/tasks/sample/start", {"config": asked})["id"]
     exported = studio.post("/api/tasks/export/start", {"config": {"source_path": source, "form": "kohya"}})[
         "id"
     ]
-    assert studio.wait(drawn)["state"] == "finished"
-    listed = studio.get(f"/api/runs/{drawn}/samples")
+    assert studio.wait(sampled)["state"] == "finished"
+    listed = studio.get(f"/api/runs/{sampled}/samples")
     assert listed["total"] == 4
     assert [(one["prompt"], one["settings"]["cfg"], one["step"]) for one in listed["samples"]] == [
         ("red bar", 1.0, 0), ("red bar", 2.0, 0), ("blue bar", 1.0, 0), ("blue bar", 2.0, 0),

@@ -56,7 +56,7 @@ def test_pages_and_api_share_a_port(web: TestClient):
     assert web.get("/api/health").json()["version"]
 
 
-def test_what_is_unknown_is_a_page_for_people_and_a_problem_for_scripts(web: TestClient):
+def test_an_unknown_address_is_a_page_for_people_and_a_problem_for_scripts(web: TestClient):
     page = web.get("/nowhere/")
     assert page.status_code == 404
     assert "nothing here" in page.text
@@ -82,7 +82,7 @@ def test_hashed_files_are_kept_and_pages_asked_for_again(web: TestClient):
     assert again.text == ""
 
 
-def test_text_is_sent_packed_to_those_who_take_it(web: TestClient):
+def test_text_is_sent_compressed_to_clients_that_accept_it(web: TestClient):
     packed = web.get("/runs/", headers={"accept-encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.headers["content-type"].startswith("text/html")

@@ -131,7 +131,7 @@ def test_the_path_itself_leads_to_its_page_and_others_stay_others(web: Callable[
     assert client.get("/studio/../api/health").status_code in (200, 404)
 
 
-def test_without_a_path_all_is_as_it_was(web: Callable[..., TestClient]):
+def test_without_a_path_nothing_changes(web: Callable[..., TestClient]):
     client = web("")
     page = client.get("/")
     assert 'src="/_next/static/a.js"' in page.text

@@ -24,7 +24,7 @@ NO_PATHS = frozenset(
     trigger url aim_experiment_name
     """.split()  # noqa: SIM905 -- a long list of words
 )
-"""Keys with text that is no path of this machine, or that has a check of its own."""
+"""Keys with text that is no path of this machine, or that has a separate check."""
 HUB_REPOSITORIES = frozenset({"tag.repo", "caption.repo", "download.items.repo", "dataset-import.repo"})
 EVERYTHING = {**TRAINERS, **TASKS}
 

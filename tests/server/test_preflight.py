@@ -22,35 +22,36 @@ from tests.server.conftest import Studio
 def test_a_run_of_flow_is_checked_before_it_starts(
     one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]
 ):
-    told = one_studio.post("/api/flow/preflight", {"config": tiny_config(), "samples_per_s": 2.0}, 200)
-    assert told["data"]["rows"] > 0
-    assert told["time"]["samples_per_s"] == 2.0
+    report = one_studio.post("/api/flow/preflight", {"config": tiny_config(), "samples_per_s": 2.0}, 200)
+    assert report["data"]["rows"] > 0
+    assert report["time"]["samples_per_s"] == 2.0
     wrong = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
     assert one_studio.http.post("/api/flow/preflight", json={"config": wrong}).status_code == 422
 
 
-def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_path: Path):  # noqa: F811
+def test_a_run_of_kohya_is_checked_in_the_same_form(least_checkout: Path, tmp_path: Path):  # noqa: F811
     let_it_take_everything(least_checkout, "train_network.py")
-    pictures, model = tmp_path / "pictures", tmp_path / "model.safetensors"
-    pictures.mkdir()
+    image_dir, model = tmp_path / "pictures", tmp_path / "model.safetensors"
+    image_dir.mkdir()
     for i in range(3):
-        Image.new("RGB", (256 + 64 * i, 256)).save(pictures / f"{i}.png")
+        Image.new("RGB", (256 + 64 * i, 256)).save(image_dir / f"{i}.png")
     save_file({"model.diffusion_model.input_blocks.1.1.proj_in.weight": np.zeros((4, 4))}, str(model))
     studio = Studio(tmp_path / "home", "--root", f"here={tmp_path}").start()
     try:
         config = {
             "family": "sd15",
             "model": {"pretrained_model_name_or_path": str(model)},
-            "datasets": [{"resolution": 256, "subsets": [{"image_dir": str(pictures)}]}],
+            "datasets": [{"resolution": 256, "subsets": [{"image_dir": str(image_dir)}]}],
         }
         asked = {"config": config, "samples_per_s": 2.0, "gpu_gib": 24}
-        told = studio.post("/api/kohya/preflight", asked, 200)
-        assert [problem["where"] for problem in told["problems"]] == []
-        assert told["can_run"]
-        assert (told["data"]["rows"], told["data"]["steps"], told["time"]["samples_per_s"]) == (3, 2000, 2.0)
-        assert told["memory"]["fits"]
-        assert told["disk"]["fits"]
-        assert "empty caption" in told["hints"][0]
+        report = studio.post("/api/kohya/preflight", asked, 200)
+        assert [problem["where"] for problem in report["problems"]] == []
+        assert report["can_run"]
+        data = report["data"]
+        assert (data["rows"], data["steps"], report["time"]["samples_per_s"]) == (3, 2000, 2.0)
+        assert report["memory"]["fits"]
+        assert report["disk"]["fits"]
+        assert "empty caption" in report["hints"][0]
         strayed = {"config": config | {"model": {"pretrained_model_name_or_path": "/etc/passwd"}}}
         refused = studio.http.post("/api/kohya/preflight", json=strayed)
         assert refused.status_code == 422
@@ -61,8 +62,8 @@ def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_
 
 @pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 def test_a_trainer_that_cannot_be_asked_says_so(one_studio: Studio, trainer: Any):
-    told = {one["name"]: one["has_preflight"] for one in one_studio.get("/api/trainers")}
-    assert told[trainer.name] == bool(trainer.preflight_command)
+    has_preflight = {one["name"]: one["has_preflight"] for one in one_studio.get("/api/trainers")}
+    assert has_preflight[trainer.name] == bool(trainer.preflight_command)
     answer = one_studio.http.post(f"/api/{trainer.name}/preflight", json={"config": {}})
     problem = answer.json()
     if trainer.preflight_command:

@@ -1,4 +1,4 @@
-"""A configuration is shown as what it would become, whatever is wrong with it."""
+"""A preview shows the files of a configuration, also of one with problems."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_configuration_that_cannot_be_read_has_no_files(one_studio: Studio) ->
         assert (shown["files"], shown["command"], shown["is_valid"]) == ([], None, False)
 
 
-def test_what_is_shown_is_what_a_run_holds_and_starts(one_studio: Studio) -> None:
+def test_a_preview_has_the_files_and_the_command_of_a_run(one_studio: Studio) -> None:
     shown = one_studio.post("/api/flow/config/preview", {"config": {}, "name": "a-run"})
     run = one_studio.home / "runs" / "a-run"
     assert shown["command"]["argv"][1:] == ["-m", "flowloom.engine", str(run)]
@@ -78,7 +78,7 @@ def test_flows_configuration_is_shown_as_flow_reads_it(
     config = {"trainer": "src.trainer.train_chroma", "training": {"lr": 0.5}}
     files, command = preview(ALL["flow-upstream"], config, tmp_path / "runs" / "one")
     assert list(files) == ["flow/training_config.json", "run.json"]
-    told = json.loads(files["flow/training_config.json"])
-    assert told["training"]["save_folder"] == str(tmp_path / "runs" / "one" / "checkpoints")
+    written = json.loads(files["flow/training_config.json"])
+    assert written["training"]["save_folder"] == str(tmp_path / "runs" / "one" / "checkpoints")
     assert command
     assert command.cwd == tmp_path / "runs" / "one" / "flow"

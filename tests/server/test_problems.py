@@ -1,4 +1,4 @@
-"""What the system refuses, told as it is: a right to read that is lacking is no full disk."""
+"""Refusals of the system are reported precisely: a missing right to read is no full disk."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def answer_of_opening(path: Path, mode: str) -> tuple[int, str, str]:
 
 
 def test_missing_read_and_write_permissions_are_distinguished():
-    # Not below pytest's own folder, which nobody but its user may enter.
+    # Not below pytest's own folder, which only its user may enter.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         closed, readable = folder / "closed", folder / "readable"

@@ -1,4 +1,4 @@
-"""A run without a chosen device starts on any one that is idle, whatever trains it."""
+"""A run without a chosen device starts on any idle one, with every trainer."""
 
 from __future__ import annotations
 

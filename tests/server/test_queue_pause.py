@@ -40,7 +40,7 @@ def test_a_queue_continues_after_a_failure_unless_set_to_pause(studio: Studio, t
     assert studio.get("/api/queue")["pause"] is None
 
 
-def test_a_failure_pauses_the_queue_until_somebody_lets_it_go_on(studio: Studio, tiny_config: Configs):
+def test_a_failure_pauses_the_queue_until_it_is_continued(studio: Studio, tiny_config: Configs):
     assert change(studio, on_fail="pause")["pause"] is None
     begin(studio, "first", tiny_config(limits={"max_steps": 10_000}))
     begin(studio, "second", tiny_config(limits={"max_steps": 2}))

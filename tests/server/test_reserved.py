@@ -17,7 +17,7 @@ NAME = "filename YS56aXA="  # a.zip, which may be there several times
 
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The bytes that uploads may have: the disk says so, whatever the machine's has."""
+    """The bytes that uploads may have, as if the disk had them, not those of the machine's disk."""
     room = 1000
     usage = shutil.disk_usage(tmp_path)._replace(free=SPARE_BYTES + room)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -53,7 +53,7 @@ def test_of_many_uploads_at_once_as_many_begin_as_fit(tmp_path: Path, room: int)
         assert sum(pool.map(begin, range(16))) == 3
 
 
-def test_what_has_come_or_was_ended_is_promised_no_more(tmp_path: Path, room: int):
+def test_received_and_ended_uploads_reserve_no_space(tmp_path: Path, room: int):
     uploads, fox = Uploads(), dataset(tmp_path, "fox")
     first: Upload = uploads.create(fox, 1000, NAME)
     first.data.write_bytes(bytes(700))  # the disk's own number falls as much, which this test holds still

@@ -1,4 +1,4 @@
-"""What a run made is downloaded from its page, under a name that says what it is."""
+"""Results of a run are downloaded from its page, under descriptive names."""
 
 from __future__ import annotations
 

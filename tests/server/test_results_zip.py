@@ -20,7 +20,7 @@ WEIGHTS = bytes(range(256)) * 20_000
 
 @pytest.fixture
 def run(one_studio: Studio) -> Path:
-    """A run with two checkpoints, a picture, and links that lead out."""
+    """A run with two checkpoints, a preview, and links that lead out."""
     run = one_studio.home / "runs" / "foxes"
     for step in (100, 200):
         folder = run / "checkpoints" / f"step_{step:08}"
@@ -35,16 +35,16 @@ def run(one_studio: Studio) -> Path:
     link = run / "checkpoints" / "step_00000200" / "link.safetensors"
     if not link.is_symlink():
         link.symlink_to(outside)
-    pictures = run / "samples" / "step_00000100"
-    pictures.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(pictures / "füchse.png")
+    sample_dir = run / "samples" / "step_00000100"
+    sample_dir.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(sample_dir / "füchse.png")
     (run / "run.json").write_text(json.dumps({"config": {}}))
     (run / "log.txt").write_text("loaded\n")
     return run
 
 
 def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
-    """What the zip holds, each entry checked."""
+    """The entries of the zip, each checked."""
     answer = studio.http.get(f"/api/runs/{run.name}/results.zip", params=params)
     assert answer.headers["content-type"] == "application/zip"
     assert answer.headers["content-disposition"] == f'attachment; filename="{run.name}.zip"'
@@ -94,7 +94,7 @@ def test_a_run_that_is_not_there_has_none(one_studio: Studio):
     assert one_studio.http.get("/api/runs/nobody/results.zip").status_code == 404
 
 
-def test_what_grows_or_goes_meanwhile_leaves_a_whole_zip(tmp_path: Path):
+def test_files_that_grow_or_vanish_meanwhile_leave_a_complete_zip(tmp_path: Path):
     growing, going = tmp_path / "growing", tmp_path / "going"
     growing.write_bytes(b"a" * 3 * CHUNK_BYTES)
     going.write_bytes(b"b")

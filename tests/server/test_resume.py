@@ -1,4 +1,4 @@
-"""A run goes on under changed settings, as far as its checkpoints bear it; and on several devices."""
+"""A run continues under changed settings, as far as its checkpoints allow it; and on several devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def saved_config(studio: Studio) -> str:
     return (studio.home / "runs" / "run" / "run.json").read_text()
 
 
-def test_a_finished_run_goes_on_when_its_limit_is_raised(finished: Studio) -> None:
+def test_a_finished_run_continues_when_its_limit_is_raised(finished: Studio) -> None:
     assert finished.http.post("/api/runs/run/resume", json={}).status_code == 409
     changes = {"limits": {"max_steps": 5}, "training": {"lr": 5e-4}}
     finished.post("/api/runs/run/resume", {"changes": changes})
@@ -44,7 +44,7 @@ def test_a_finished_run_goes_on_when_its_limit_is_raised(finished: Studio) -> No
     }
 
 
-def test_the_commands_of_a_run_are_kept_as_one_would_type_them(
+def test_the_commands_of_a_run_are_kept_as_typed_in_a_shell(
     studio_at: Callable[..., Studio], tiny_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_not-a-real-token")
@@ -75,20 +75,20 @@ def test_the_commands_of_a_run_are_kept_as_one_would_type_them(
         ({"model": {"vae_path": "/etc/passwd"}}, {"/changes/model/vae_path"}),
     ],
 )
-def test_what_a_run_cannot_change_is_named_and_nothing_is(
+def test_settings_that_a_run_cannot_change_are_named_and_nothing_changes(
     one_finished: Studio, changes: dict[str, Any], pointers: set[str]
 ) -> None:
     before = saved_config(one_finished)
     answer = one_finished.http.post("/api/runs/run/resume", json={"changes": changes})
     assert answer.status_code == 422
-    assert {place["where"] for place in answer.json()["errors"]} == pointers
+    assert {problem["where"] for problem in answer.json()["errors"]} == pointers
     assert saved_config(one_finished) == before
     assert one_finished.run("run")["state"] == "finished"
 
 
 @pytest.fixture(scope="module")
 def one_finished(one_studio: Studio, make_config: Callable[..., Any]) -> Studio:
-    """The same, for tests that leave it as it is."""
+    """The same, for tests that leave it unchanged."""
     config = make_config(limits={"max_steps": 2}).model_dump(mode="json")
     one_studio.post("/api/flow/train/start", {"name": "run", "config": config}, 201)
     one_studio.wait("run", "finished")

@@ -18,8 +18,8 @@ def run_dir(tmp_path: Path) -> RunDir:
     return RunDir.create("run", tmp_path)
 
 
-def say(writer: EventWriter, kind: str, **told: Any) -> None:
-    writer.write(kind, **dict.fromkeys(FIELDS[kind]) | told)
+def say(writer: EventWriter, kind: str, **fields: Any) -> None:
+    writer.write(kind, **dict.fromkeys(FIELDS[kind]) | fields)
 
 
 def write(run_dir: RunDir, trainer: str, config: dict[str, Any]) -> EventWriter:
@@ -37,8 +37,8 @@ def test_steps_and_the_progress_bar_of_kohya_are_shown_together(
         ("progress", {"step": 7, "max_steps": 250, "samples_per_s": 2.0, "eta_s": 486.0}),
         ("step", {"step": 7, "epoch": 1, "loss": 0.5, "loss_smooth": 0.4, "lr": 1e-4, "samples_per_s": 2.0}),
     ]
-    for kind, told in events if is_step_newest else events[::-1]:
-        say(writer, kind, **told)
+    for kind, fields in events if is_step_newest else events[::-1]:
+        say(writer, kind, **fields)
     writer.close()
     view = view_of(run_dir.path)
     assert (view.step, view.max_steps, view.eta_s) == (7, 250, 486.0)
@@ -64,7 +64,7 @@ def test_total_steps_are_read_where_each_trainer_states_them(
 
 
 @pytest.mark.parametrize("name", ["hint", "cure"])
-def test_the_hint_of_a_failed_run_is_shown_also_where_it_is_called_cure(run_dir: RunDir, name: str) -> None:
+def test_the_hint_of_a_failed_run_is_shown_also_under_its_old_key(run_dir: RunDir, name: str) -> None:
     write(run_dir, "flow", {}).close()
     end = {"seq": 0, "time": 1.0, "kind": "failed", "error": "RunError", "message": "m", name: "resume it"}
     run_dir.events_jsonl.write_text(f"{json.dumps(end)}\n")

@@ -1,4 +1,4 @@
-"""Who gets in, what they may touch, and how they are told that they may not."""
+"""Access to the studio: who gets it, to which files, and the refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_names_and_links_within_a_folder_are_followed(folder: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["nothing", "round", "a/inside.txt/x", "x" * 5000])
-def test_what_is_not_there_is_not_found(folder: Path, name: str):
+def test_missing_files_are_not_found(folder: Path, name: str):
     with pytest.raises(NoSuchFile):
         inside(folder, name)
 
@@ -116,7 +116,9 @@ def test_a_configuration_cannot_name_files_outside_of_the_roots(
     config = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
     assert answer.status_code == 422
-    assert [place["where"] for place in answer.json()["errors"]] == ["/config/dataloader/jsonl_metadata_path"]
+    assert [problem["where"] for problem in answer.json()["errors"]] == [
+        "/config/dataloader/jsonl_metadata_path"
+    ]
     assert not (one_studio.home / "runs" / "x").exists()
 
 
@@ -127,11 +129,11 @@ def test_every_problem_of_a_configuration_is_named_at_once(
     config["training"] |= {"lr": -1, "sped": 2}
     config["ema"] = {"decay": 7}
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
-    pointers = {place["where"] for place in answer.json()["errors"]}
+    pointers = {problem["where"] for problem in answer.json()["errors"]}
     assert pointers == {"/config/training/lr", "/config/training/sped", "/config/ema/decay"}
     verdict = one_studio.post("/api/flow/config", {"config": config})
     assert not verdict["is_valid"]
-    assert {place["where"] for place in verdict["problems"]} == pointers
+    assert {problem["where"] for problem in verdict["problems"]} == pointers
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_a_body_beyond_the_limit_is_refused(one_studio: Studio, is_length_told: 
 
 @pytest.mark.parametrize("depth", [600, 100_000])
 @pytest.mark.parametrize("path", ["flow/config", "kohya/config", "flow/config/preview", "flow/train/start"])
-def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
+def test_json_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
     body = '{"config": {"model": ' + "[" * depth + "1" + "]" * depth + "}}"
     answer = one_studio.http.post(f"/api/{path}", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 413, 422)  # 413: more values than a body may have
@@ -276,12 +278,12 @@ def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, de
 @pytest.mark.parametrize(
     "body", [{"bmaltais": "[" * 100_000}, {"toml": "x = " + "[" * 50_000}], ids=["json", "toml"]
 )
-def test_what_is_imported_may_be_nested_without_end(one_studio: Studio, body: dict[str, str]):
+def test_imported_text_may_be_nested_without_end(one_studio: Studio, body: dict[str, str]):
     answer = one_studio.http.post("/api/kohya/import", json=body)
     assert (answer.status_code, answer.headers["content-type"]) == (422, MEDIA_TYPE)
 
 
-def test_a_folder_is_listed_without_what_is_hidden_or_leads_out(one_studio: Studio, tmp_path: Path):
+def test_a_folder_is_listed_without_hidden_files_and_links_that_lead_out(one_studio: Studio, tmp_path: Path):
     folder = one_studio.home / "data" / "listed"
     (folder / "b").mkdir(parents=True)
     for name in ("a.txt", "c.txt", ".hidden"):
@@ -305,7 +307,7 @@ def test_a_folder_is_listed_without_what_is_hidden_or_leads_out(one_studio: Stud
 def test_no_route_takes_a_command_line(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
     body = {"name": "x", "config": tiny_config(), "argv": ["touch", "x"], "env": {"PATH": "."}}
     answer = one_studio.http.post("/api/flow/train/start", json=body)
-    assert {place["where"] for place in answer.json()["errors"]} == {"/argv", "/env"}
+    assert {problem["where"] for problem in answer.json()["errors"]} == {"/argv", "/env"}
 
 
 def test_the_home_of_a_studio_is_its_owners(one_studio: Studio):

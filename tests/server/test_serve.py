@@ -1,4 +1,4 @@
-"""What `flowloom up` says when it is ready."""
+"""The output of `flowloom up` when it is ready."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.server.conftest import Studio
 
 def test_it_says_what_to_open_and_how_to_stop(studio_at: Callable[..., Studio]) -> None:
     studio = studio_at().start()
-    told = (studio.home / "server.log").read_text().splitlines()
-    assert told[0] == f"studio     {studio.url}"
-    assert told[1].strip() == "Open this address in your browser."
-    assert f"home       {studio.home}" in told
-    assert told[-1] == "stop       Ctrl-C stops the studio; runs continue."
+    lines = (studio.home / "server.log").read_text().splitlines()
+    assert lines[0] == f"studio     {studio.url}"
+    assert lines[1].strip() == "Open this address in your browser."
+    assert f"home       {studio.home}" in lines
+    assert lines[-1] == "stop       Ctrl-C stops the studio; runs continue."
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_address_that_a_browser_can_open_is_printed(
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a FIFO", "not a token", "larger than 4,096 bytes"])
-def test_what_is_no_token_in_its_place_is_named_and_nothing_waits_for_it(tmp_path: Path, kind: str):
+def test_a_file_that_is_no_token_is_named_and_nothing_waits_for_it(tmp_path: Path, kind: str):
     path = tmp_path / ".flowloom" / "token"
     path.parent.mkdir()
     match kind:

@@ -1,4 +1,4 @@
-"""What strangers can do to a studio beyond loopback: not much."""
+"""Attacks by strangers on a studio beyond loopback."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ FOX = "fox (forest story), red theme, ^_^, long hair, 1girl\n"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder that a studio may read: models and a hundred pictures."""
+    """A folder that a studio may read: models and a hundred images."""
     write_tagger(tmp_path / "data" / "tagger")
     paint(tmp_path / "data" / "set", **{f"p{i:03d}": (RED, GREEN, BLUE)[i % 3] for i in range(100)})
     return tmp_path / "data"
@@ -36,11 +36,11 @@ def start(studio: Studio, task: str, name: str, **config: Any) -> None:
 
 @pytest.mark.slow
 def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
-    studio, pictures = tagging_studio, data / "set"
+    studio, image_dir = tagging_studio, data / "set"
     assert {"tag", "caption", "restore-captions"} <= {one["name"] for one in studio.get("/api/tasks")}
     form = studio.get("/api/tasks/tag/config")
     assert form["defaults"]["general_threshold"] == 0.35
-    config = {"data_path": str(pictures), "model_path": str(data / "tagger")}
+    config = {"data_path": str(image_dir), "model_path": str(data / "tagger")}
     wrong = config | {"general_threshold": 2, "existing": "destroy", "model_path": "/etc"}
     verdict = studio.post("/api/tasks/tag/config", {"config": wrong})
     assert [problem["where"] for problem in verdict["problems"]] == ["/config/model_path"], (
@@ -57,26 +57,26 @@ def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
     preview = studio.get("/api/runs/look/result")["preview"]
     assert [one["image"] for one in preview] == [f"p{i:03d}.png" for i in (0, 16, 33, 50, 66, 83)]
     assert preview[0]["after"] == [FOX.strip()]
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_dir.glob("*.txt"))
 
     start(studio, "tag", "all", **config, batch_size=1)
-    wait_for(lambda: list(pictures.glob("*.txt")))
+    wait_for(lambda: list(image_dir.glob("*.txt")))
     stop = studio.http.post("/api/runs/all/stop")
     if stop.is_success:  # else it was faster
         studio.wait("all", "stopped", "finished")
         if studio.run("all")["state"] == "stopped":
             studio.post("/api/runs/all/resume", {})
     studio.wait("all", "finished")
-    assert len(list(pictures.glob("*.txt"))) == 100
-    assert (pictures / "p000.txt").read_text() == FOX
+    assert len(list(image_dir.glob("*.txt"))) == 100
+    assert (image_dir / "p000.txt").read_text() == FOX
     assert studio.get("/api/runs/all/result")["num_written"] == 100
     assert [event for event in studio.events("all") if event["kind"] == "progress"][-1]["step"] == 100
 
     run_path = str(studio.home / "runs" / "all")
-    start(studio, "restore-captions", "undo", data_path=str(pictures), run_path=run_path)
+    start(studio, "restore-captions", "undo", data_path=str(image_dir), run_path=run_path)
     studio.wait("undo", "finished")
     assert studio.get("/api/runs/undo/result")["num_restored"] == 100
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_dir.glob("*.txt"))
 
 
 @pytest.mark.slow

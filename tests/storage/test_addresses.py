@@ -114,7 +114,7 @@ def test_spellings_that_only_some_resolvers_know_do_not_get_in(files: Files, hos
     "url",
     ["ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "//x/y", "http://a:99999/", "http://[::1/x"],
 )
-def test_what_is_no_address_is_refused(url: str):
+def test_text_that_is_no_address_is_refused(url: str):
     with pytest.raises(SourceError, match="not a URL"):
         host_of(url)
 
@@ -199,7 +199,7 @@ def test_a_given_private_name_may_change_its_private_address(monkeypatch: pytest
         resolve("nas-at-home.example", 22, allowed)
 
 
-def test_what_a_configuration_gives_a_studio_is_not_the_owner_s_word(monkeypatch: pytest.MonkeyPatch):
+def test_addresses_that_a_configuration_gives_a_studio_are_not_trusted(monkeypatch: pytest.MonkeyPatch):
     assert Allowed().and_given("http://127.0.0.1:9000", {STRICT: "1"}) == Allowed()
     monkeypatch.setenv(STRICT, "1")
     with pytest.raises(Denied, match=VARIABLE):
@@ -273,9 +273,9 @@ def tls_files(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if openssl is None:
         pytest.skip("needs the program openssl to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=files.example"]
+    arguments = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=files.example"]
     names = ["-addext", "subjectAltName=DNS:files.example", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, *words, *names], check=True, capture_output=True)
+    subprocess.run([openssl, *arguments, *names], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     files.socket = context.wrap_socket(files.socket, server_side=True)

@@ -33,7 +33,7 @@ def opened(settings: StorageSection, **changes: object) -> tuple[Source, list[St
     return open_source(ADDRESS, settings.model_copy(update=changes), states.append), states
 
 
-def until_told(states: list[StoreState]) -> None:
+def until_reported(states: list[StoreState]) -> None:
     end = time.monotonic() + 20
     while not states:
         assert time.monotonic() < end, "the store was not said to deny access"
@@ -50,7 +50,7 @@ def test_reading_waits_while_everything_is_denied(
     with ThreadPoolExecutor(8) as pool:
         reads = [pool.submit(source.read, f"{i:02}") for i in range(NUM_OBJECTS)]
         sizes = pool.submit(source.stat, "03")
-        until_told(states)
+        until_reported(states)
         time.sleep(0.3)
         assert not any(read.done() for read in [*reads, sizes])
         faulty.plan = lambda *_: None
@@ -62,7 +62,7 @@ def test_reading_waits_while_everything_is_denied(
 
 
 @pytest.mark.parametrize("fault", DENIED)
-def test_what_stays_denied_ends_the_wait_with_the_cure(
+def test_permanent_denial_ends_the_wait_with_a_hint(
     faulty: Faulty, settings: StorageSection, fault: str
 ) -> None:
     source, _ = opened(settings, patience_minutes=0.02)
@@ -119,7 +119,7 @@ def test_writing_and_listing_wait_too(faulty: Faulty, settings: StorageSection) 
     with ThreadPoolExecutor(2) as pool:
         written = pool.submit(source.write, "new/b", b"b")
         listed = pool.submit(lambda: [entry.name for entry in source.list("new")])
-        until_told(states)
+        until_reported(states)
         faulty.plan = lambda *_: None
         written.result(20)
         assert "new/a" in listed.result(20)
@@ -133,13 +133,13 @@ def test_a_store_that_was_only_listed_is_waited_for(faulty: Faulty, settings: St
     with ThreadPoolExecutor(2) as pool:
         read = pool.submit(source.read, "05")
         listed = pool.submit(lambda: [entry.name for entry in source.list()])
-        until_told(states)
+        until_reported(states)
         faulty.plan = lambda *_: None
         assert read.result(20) == b"\5"
         assert listed.result(20) == names
 
 
-def test_keys_that_only_read_are_told_so_at_once(faulty: Faulty, settings: StorageSection) -> None:
+def test_keys_that_can_only_read_are_reported_at_once(faulty: Faulty, settings: StorageSection) -> None:
     faulty.plan = lambda _number, method, _path: "denied" if method == "PUT" else None
     source, states = opened(settings)
     assert source.read("00") == b"\0"
@@ -150,7 +150,7 @@ def test_keys_that_only_read_are_told_so_at_once(faulty: Faulty, settings: Stora
 
 
 def test_a_deleted_object_is_no_proof_of_access(faulty: Faulty, settings: StorageSection) -> None:
-    """Without the right to list, a store answers 403 for what is not there."""
+    """Without the right to list, a store returns 403 for missing objects."""
     source, states = opened(settings)
     source.write("passing", b"x")
     source.delete("passing")
@@ -175,7 +175,7 @@ def test_new_keys_of_a_profile_are_used_as_soon_as_the_old_ones_are_revoked(
     seaweed.revoke_keys("first")
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(source.read, "01")
-        until_told(states)
+        until_reported(states)
         # As an editor may leave the file for a moment.
         (tmp_path / "credentials").write_text("[loom]\n")
         time.sleep(0.5)
@@ -220,7 +220,7 @@ def test_a_web_server_that_the_user_names_is_waited_for_and_one_that_rows_name_i
     assert not states
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(given.read, names[1])
-        until_told(states)
+        until_reported(states)
         faulty.plan = lambda *_: None
         assert read.result(20) == b"\1"
 

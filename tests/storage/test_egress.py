@@ -80,7 +80,7 @@ def store() -> Iterator[Server]:
 
 @pytest.fixture
 def inner() -> Iterator[Server]:
-    """What a store would like to be read on its behalf."""
+    """Addresses that a malicious store would have us read."""
     yield from serving()
 
 
@@ -123,7 +123,7 @@ def test_no_redirect_of_a_store_is_followed_to_another_server(
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_what_is_written_goes_to_no_other_server(store: Server, inner: Server, status: int):
+def test_writes_go_to_no_other_server(store: Server, inner: Server, status: int):
     store.sends_on_to, store.status = f"{inner.url}/x", status
     with pytest.raises(SourceError, match=f"returned {status}"):  # its client sends no body twice
         bucket(store).write("x", b"content")
@@ -178,7 +178,7 @@ def test_a_region_cannot_name_another_host(region: str):
 
 
 def ask(egress: Egress, head: str, password: str | None = None) -> bytes:
-    """What the proxy answers to a request by hand."""
+    """The proxy's answer to a request by hand."""
     parts = urlsplit(egress.proxy_url)
     word = b64encode(f"store:{parts.password if password is None else password}".encode()).decode()
     with socket.create_connection((parts.hostname or "", parts.port or 0), 10) as connection:
@@ -205,7 +205,7 @@ def test_no_other_process_gets_through(store: Server, password: str):
     assert store.requests == []
 
 
-def test_reads_go_on_after_the_proxy_was_killed(store: Server):
+def test_reads_continue_after_the_proxy_was_killed(store: Server):
     source = bucket(store, tries=3)
     assert source.read("x") == CONTENT
     process = ways._process()._process

@@ -1,4 +1,4 @@
-"""What networks and busy stores do: reads are tried again, wait while the store is down, and go on."""
+"""Faults of networks and busy stores: reads are tried again, wait while the store is down, and continue."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_nothing_is_lost_or_changed_by_faults(faulty: Faulty, opened: Callable, 
     assert not states
 
 
-def test_a_store_that_is_down_is_waited_for_and_said_so(faulty: Faulty, opened: Callable) -> None:
+def test_a_store_that_is_down_is_waited_for_and_reported(faulty: Faulty, opened: Callable) -> None:
     source, states = opened(tries=2)
     assert source.read("00") == content(0)
     faulty.down()
@@ -116,7 +116,7 @@ def test_while_the_store_is_down_few_requests_are_made(faulty: Faulty, opened: C
         assert [read.result(20) for read in reads] == [content(i) for i in range(NUM_OBJECTS)]
 
 
-def test_a_store_that_stays_down_ends_the_wait_with_the_cure(faulty: Faulty, opened: Callable) -> None:
+def test_a_store_that_stays_down_ends_the_wait_with_a_hint(faulty: Faulty, opened: Callable) -> None:
     source, _ = opened(tries=1, patience_minutes=0.02)
     assert source.read("00") == content(0)
     faulty.down()
@@ -140,7 +140,7 @@ def test_one_broken_object_is_named_and_holds_up_nothing(faulty: Faulty, opened:
     assert not states
 
 
-def test_what_is_not_there_is_asked_for_once(faulty: Faulty, opened: Callable) -> None:
+def test_missing_objects_are_requested_once(faulty: Faulty, opened: Callable) -> None:
     source, _ = opened()
     with pytest.raises(NotFound):
         source.read("no-such")
@@ -155,7 +155,7 @@ def test_a_host_that_never_answered_is_not_waited_for(storage: StorageSection) -
     assert not states
 
 
-def test_a_listing_that_breaks_off_goes_on_without_repeats(
+def test_a_listing_that_breaks_off_continues_without_repeats(
     faulty: Faulty, storage: StorageSection, filled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowloom.storage.objects.PAGE", 5)
@@ -188,7 +188,7 @@ def test_every_thread_may_use_a_source(opened: Callable) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 451])
-def test_refusals_are_final_and_say_their_number(status: int) -> None:
+def test_refusals_are_final_and_state_their_number(status: int) -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Refuses(BaseHTTPRequestHandler):

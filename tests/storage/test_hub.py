@@ -112,7 +112,7 @@ def test_checkpoints_are_uploaded_in_order_even_after_they_were_deleted(
     assert len(hub.files) == 6
 
 
-def test_what_is_cut_off_by_closing_is_uploaded_by_the_next_run(
+def test_an_upload_cut_off_by_closing_is_completed_by_the_next_run(
     hub: Hub, checkpoint: Path, tmp_path: Path
 ) -> None:
     hub.failures = [("/api/repos/create", 500)]
@@ -133,7 +133,9 @@ def test_what_is_cut_off_by_closing_is_uploaded_by_the_next_run(
     assert len(hub.files) == 3
 
 
-def test_no_token_is_said_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_token_is_reported_before_the_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match=r"hub\.repo_id: HF_TOKEN is not set"):
         Uploader("me/model", tmp_path, lambda result: None)

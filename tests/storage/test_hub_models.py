@@ -1,4 +1,4 @@
-"""Models come from the hub whole, once, and go on where they were cut off."""
+"""Models are downloaded from the hub completely and once, and continue where they were cut off."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_only_the_named_files_come_and_the_commit_is_known(hub: ModelHub, tmp_pa
     assert len(gets(hub)) == 2, "the second time all was there"
 
 
-def test_a_download_that_was_cut_off_goes_on(hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_download_that_was_cut_off_continues(
+    hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
     hub.breaks_after = 300_000
     folder, _ = fetch_model(REPO, None, PATTERNS, tmp_path)
@@ -54,7 +56,7 @@ def test_a_download_that_was_cut_off_goes_on(hub: ModelHub, tmp_path: Path, monk
     assert all(start > 0 for start in ranges), "not from its beginning"
 
 
-def test_without_a_network_what_is_here_is_taken(
+def test_without_a_network_local_files_are_used(
     hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     there = fetch_model(REPO, None, PATTERNS, tmp_path)

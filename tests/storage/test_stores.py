@@ -27,7 +27,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_what_is_written_is_read(source: Source, name: str) -> None:
+def test_a_written_object_is_read(source: Source, name: str) -> None:
     content = os.urandom(1000)
     source.write(name, content)
     assert source.read(name) == content
@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there_is_not_taken_for_a_missing_object(source: Sour
     assert not isinstance(caught.value, NotFound)
 
 
-def test_what_is_deleted_is_gone_and_may_be_deleted_again(source: Source) -> None:
+def test_a_deleted_object_is_gone_and_may_be_deleted_again(source: Source) -> None:
     source.write("a.txt", b"a")
     source.delete("a.txt")
     source.delete("a.txt")
@@ -76,7 +76,7 @@ def test_names_do_not_lead_out(source: Source, name: str) -> None:
         source.read(name)
 
 
-def test_long_listings_go_on_past_a_page(bucket: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_listings_continue_past_a_page(bucket: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowloom.storage.objects.PAGE", 7)
     for i in range(20):
         bucket.write(f"{i:02}", b"x")
@@ -140,7 +140,7 @@ def test_keys_come_from_a_profile_and_are_read_again(
     assert "hushhush" not in str(caught.value)
 
 
-def test_without_keys_a_closed_bucket_is_denied_with_the_cure(storage: StorageSection) -> None:
+def test_without_keys_a_closed_bucket_is_denied_with_a_hint(storage: StorageSection) -> None:
     with pytest.raises(Denied, match=r"storage\.anonymous"):
         open_source("s3://loom", storage.model_copy(update={"anonymous": True})).read("ready")
     with pytest.raises(NotFound, match="bucket does not exist"):
@@ -176,7 +176,7 @@ def test_no_message_and_no_log_has_a_secret(
         assert secret not in said
 
 
-def test_what_is_shown_of_an_address_has_no_password_and_no_signature() -> None:
+def test_a_shown_address_has_no_password_and_no_signature() -> None:
     assert shown("https://me:pw@host:8/a/b.png?sig=1#x") == "https://host:8/a/b.png"
     assert shown("s3://bucket/a b?#.png") == "s3://bucket/a b?#.png"
     assert shown("a/b?c.png") == "a/b?c.png"

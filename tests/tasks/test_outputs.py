@@ -1,4 +1,4 @@
-"""Exports, merges and pictures as runs: made of a trained run, shown by the studio's own routes."""
+"""Exports, merges and images as runs: made of a trained run, shown by the studio's own routes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowloom.run.events import EventWriter
 from flowloom.tasks import ALL
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.sample import SampleConfig, shots
-from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
+from tests.engine.conftest import make_config, synthetic_data  # noqa: F401 -- fixtures
 from tests.model_library.conftest import SDXL_UNET, write_model
 
 
@@ -35,7 +35,7 @@ def trained(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.Temp
 
 
 class TaskRun:
-    """A task in this process, in a run directory of its own."""
+    """A task in this process, in a separate run directory."""
 
     def __init__(self, runs_dir: Path, name: str, config: dict[str, Any]):
         self.task = ALL[name]
@@ -96,7 +96,7 @@ def test_a_lora_is_exported_to_where_it_can_be_downloaded(
     assert run.kinds()[-1] == "finished"
 
 
-def test_an_export_goes_where_it_is_told_and_over_nothing(
+def test_an_export_goes_to_its_path_and_overwrites_nothing(
     trained: RunDir, task_run: Callable[..., TaskRun], tmp_path: Path
 ):
     out = tmp_path / "loras" / "fox.safetensors"
@@ -119,7 +119,7 @@ def test_a_lora_is_merged_into_its_base_with_progress(trained: RunDir, task_run:
     assert last["step"] == last["max_steps"] == len(base)
 
 
-def test_a_merge_that_is_stopped_leaves_nothing_half_made(trained: RunDir, task_run: Callable[..., TaskRun]):
+def test_a_merge_that_is_stopped_leaves_nothing_incomplete(trained: RunDir, task_run: Callable[..., TaskRun]):
     run = task_run("merge", source_path=str(trained.path))
     run.stops_after = 3
     assert run.work() is None
@@ -134,7 +134,9 @@ def pixels(run: TaskRun, number: int) -> np.ndarray:
     return np.asarray(Image.open(run.run_dir.samples_dir(0) / f"{number:04d}.png")).astype(int)
 
 
-def test_a_grid_is_drawn_with_the_settings_of_each_picture(trained: RunDir, task_run: Callable[..., TaskRun]):
+def test_a_grid_is_generated_with_the_settings_of_each_image(
+    trained: RunDir, task_run: Callable[..., TaskRun]
+):
     grid = {"steps": [1, 2], "lora_strengths": [0.0, 1.0]}
     run = task_run("sample", source_path=str(trained.path), prompts=["red bar"], seed=7, grid=grid, **PICTURE)
     assert run.work() == {"num_images": 4}
@@ -164,7 +166,7 @@ def test_a_grid_goes_over_checkpoints_and_both_kinds_of_weights(
     assert (pixels(run, 0) == pixels(run, 2)).all(), "a run is its newest checkpoint"
 
 
-def test_the_strength_of_one_picture_does_not_change_the_next(
+def test_the_strength_of_one_image_does_not_change_the_next(
     trained: RunDir, task_run: Callable[..., TaskRun]
 ):
     grid = {"lora_strengths": [1.0, 0.0, 2.0, 0.5, 1.0, 0.0]}
@@ -175,7 +177,7 @@ def test_the_strength_of_one_picture_does_not_change_the_next(
     assert (pixels(run, 0) != pixels(run, 2)).any()
 
 
-def test_pictures_go_on_after_a_stop(trained: RunDir, task_run: Callable[..., TaskRun]):
+def test_images_continue_after_a_stop(trained: RunDir, task_run: Callable[..., TaskRun]):
     config = {"source_path": str(trained.path), "prompts": ["a", "b", "c"], "images_per_prompt": 2, **PICTURE}
     run = task_run("sample", **config)
     run.stops_after = 2
@@ -192,7 +194,7 @@ def test_pictures_go_on_after_a_stop(trained: RunDir, task_run: Callable[..., Ta
     ]
 
 
-def test_a_base_with_a_lora_on_top_is_drawn_without_any_run(
+def test_a_base_with_a_lora_generates_images_without_any_run(
     trained: RunDir, task_run: Callable[..., TaskRun], tmp_path: Path
 ):
     lora = Path(task_run("export", source_path=str(trained.path)).work()["path"])
@@ -227,15 +229,15 @@ def test_tensors_that_are_left_out_are_reported_once(
 
     loras = [{"lora_path": str(tmp_path / "fox.safetensors")}]
     sources = [str(trained.path), str(trained.checkpoint_dir(2))]
-    drawn = task_run("sample", source_path=sources[0], loras=loras, prompts=["x"], steps=1, width=64,
+    sampled = task_run("sample", source_path=sources[0], loras=loras, prompts=["x"], steps=1, width=64,
                    height=64, cfg=1.0, grid={"source_paths": sources})  # fmt: skip
     exported = task_run("export", source_path=str(tmp_path / "fox.safetensors"))
-    for run in (drawn, exported):
+    for run in (sampled, exported):
         (message,) = warnings(run)
         assert "fox.safetensors: some tensors are not used here (1 of a text encoder" in message
 
 
-def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path: Path):
+def test_images_that_cannot_be_generated_are_reported_before_the_start(trained: RunDir, tmp_path: Path):
     assert problems().keys() >= {"model.chroma_path", "model.vae_path", "model.t5_path"}
     assert problems(source_path=str(tmp_path / "gone")).keys() == {"source_path"}
     assert "neither a run" in problems(source_path=str(tmp_path))["source_path"]
@@ -245,8 +247,8 @@ def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path
     many = {"steps": list(range(1, 101)), "cfg": [float(cfg) for cfg in range(50)]}
     assert "5,000 images" in problems(**source, grid=many)["grid"]
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
-    told = problems(**source, loras=[{"lora_path": str(network)}])
-    assert "SDXL, not a LoRA" in told["loras.0.lora_path"]
+    texts = problems(**source, loras=[{"lora_path": str(network)}])
+    assert "SDXL, not a LoRA" in texts["loras.0.lora_path"]
     layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     other = write_model(tmp_path / "other.safetensors", {f"{layer}.lora_down.weight": (8, 2048)})
     assert "a LoRA for sdxl" in problems(**source, loras=[{"lora_path": str(other)}])["loras.0.lora_path"]
@@ -262,7 +264,7 @@ def test_no_setting_has_a_limit_of_ours(trained: RunDir):
     assert problems(**source, cfg=float("inf")).keys() == {"cfg"}
 
 
-def test_a_merge_wants_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
+def test_a_merge_requires_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
     lora = tmp_path / "alone.safetensors"
     lora.write_bytes((trained.checkpoint_dir(2) / "adapter.safetensors").read_bytes())

@@ -1,4 +1,4 @@
-"""What holds for every task, and for the way they run."""
+"""Rules for every task, and for the way they run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flowloom.config.run import RunConfig
 from flowloom.run.directory import RunDir
 from flowloom.tasks import ALL
 from flowloom.tasks.base import FormTask
-from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
+from tests.engine.conftest import make_config, synthetic_data  # noqa: F401 -- fixtures
 
 EVERY = pytest.mark.parametrize("task", ALL.values(), ids=list(ALL))
 
 
 @EVERY
-def test_unknown_keys_are_told(task: FormTask[Any]) -> None:
+def test_unknown_keys_are_reported(task: FormTask[Any]) -> None:
     assert "no_such_key" in {problem.where for problem in task.check({"no_such_key": 1})}
 
 
@@ -44,7 +44,7 @@ def test_no_task_imports_anything_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_a_cache_is_filled_in_a_run_and_tells_what_it_did(
+def test_a_cache_is_filled_in_a_run_that_reports_its_results(
     make_config: Callable[..., RunConfig],  # noqa: F811
     tmp_path: Path,
 ) -> None:

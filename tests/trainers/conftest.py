@@ -1,4 +1,4 @@
 """Runs on the tiny family."""
 
-from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
+from tests.engine.conftest import make_config, synthetic_data  # noqa: F401 -- fixtures
 from tests.fakes.least_sd_scripts import kohya_config, least_checkout  # noqa: F401 -- fixtures

@@ -77,7 +77,7 @@ def test_a_good_configuration_has_no_problems(config: dict[str, Any]) -> None:
     assert not TRAINER.check(config)
 
 
-def test_a_base_that_flow_cannot_read_is_told(config: dict[str, Any]) -> None:
+def test_a_base_that_flow_cannot_read_is_reported(config: dict[str, Any]) -> None:
     Path(config["model"]["chroma_path"]).write_bytes(b"GGUF" + bytes(64))
     (problem,) = TRAINER.check(config)
     assert problem.where == "model.chroma_path"
@@ -96,7 +96,7 @@ def test_keys_are_those_that_the_trainer_in_the_checkout_takes(config: dict[str,
     }
 
 
-def test_files_that_are_not_there_are_named(config: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_files_are_named(config: dict[str, Any], tmp_path: Path) -> None:
     config["model"]["chroma_path"] = str(tmp_path / "nothing")
     config["dataloader"]["jsonl_metadata_path"] = ""
     assert paths(config) == {"model.chroma_path", "dataloader.jsonl_metadata_path"}
@@ -121,7 +121,7 @@ def test_a_trainer_is_a_plain_name(config: dict[str, Any], name: str) -> None:
     assert paths(config | {"trainer": name}) == {"trainer"}
 
 
-def test_a_checkout_that_nobody_named_is_never_run(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkout_that_was_not_named_is_never_run(config: dict[str, Any], tmp_path: Path) -> None:
     other = make_checkout(tmp_path / "other")
     assert paths(config | {"checkout": str(other)}) == {"checkout"}
     add_checkout("flow-upstream", other)
@@ -129,7 +129,7 @@ def test_a_checkout_that_nobody_named_is_never_run(config: dict[str, Any], tmp_p
     assert [one.path.name for one in checkouts_of("flow-upstream")] == ["other", "flow"]
 
 
-def test_without_any_checkout_the_way_to_name_one_is_told(
+def test_without_any_checkout_a_hint_shows_how_to_name_one(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
@@ -137,7 +137,7 @@ def test_without_any_checkout_the_way_to_name_one_is_told(
     assert "flowloom trainers install flow-upstream" in problem.text
 
 
-def test_a_damaged_list_of_checkouts_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_list_of_checkouts_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list.json").write_text('{"flow-upstream": [{"paht": "x"}]}')
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "list.json"))
     with pytest.raises(ConfigError, match=r"list\.json"):
@@ -216,12 +216,12 @@ def test_a_key_that_the_checkouts_own_trainer_takes_is_not_unknown(flow_checkout
         trainer.read_text().replace("chroma_path: str\n", "chroma_path: str\n    newest_key: int = 0\n")
     )
     config = {"trainer": "train_mp.py", "model": {"newest_key": 3, "no_such_key": 4}}
-    told = {problem.where: problem.text for problem in TRAINER.check(config)}
-    assert "model.newest_key" not in told
-    assert "model.no_such_key" in told
+    problems = {problem.where: problem.text for problem in TRAINER.check(config)}
+    assert "model.newest_key" not in problems
+    assert "model.no_such_key" in problems
 
 
-def test_a_key_of_our_own_engine_is_not_suggested_for_itself() -> None:
-    told = {problem.where: problem.text for problem in TRAINER.check({"limits": {"max_steps": 3}})}
-    assert "the FLOW trainer" in told["limits"]
-    assert "did you mean" not in told["limits"]
+def test_a_key_of_our_engine_is_not_suggested_for_itself() -> None:
+    problems = {problem.where: problem.text for problem in TRAINER.check({"limits": {"max_steps": 3}})}
+    assert "the FLOW trainer" in problems["limits"]
+    assert "did you mean" not in problems["limits"]

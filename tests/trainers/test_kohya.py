@@ -1,4 +1,4 @@
-"""What sd-scripts is given: right values for each family, and nothing that it would take in silence."""
+"""Arguments for sd-scripts: right values for each family, and nothing that it would accept silently."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_chroma_gets_what_it_needs(kohya_config: Callable[..., dict[str, Any]], 
     assert right.items() <= config.items()
     assert not {"attention", "clip_l", "min_snr_gamma"} & config.keys()
     (line,) = prompts
-    words = line.split()
+    arguments = line.split()
     assert line.startswith("a fox - -ar 16:9 --n blurry"), "no option of sd-scripts: part of the prompt"
-    assert (words[words.index("--g") + 1], words[words.index("--l") + 1]) == ("0", "4")
+    assert (arguments[arguments.index("--g") + 1], arguments[arguments.index("--l") + 1]) == ("0", "4")
     (subset,) = dataset["datasets"][0]["subsets"]
     assert subset["caption_extension"] == ".txt", "sd-scripts' own default is .caption"
     assert subset["class_tokens"] == 'a "fox"\\ é'
@@ -66,7 +66,7 @@ def test_values_come_back_from_toml(value: Any) -> None:
     assert tomllib.loads(f"x = {toml(value)}")["x"] == value
 
 
-def test_all_that_is_wrong_is_told_at_once(
+def test_all_problems_are_reported_at_once(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path
 ) -> None:
     config = kohya_config(
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_told_at_once(
         ("network.network_weights", {"network": {"network_weights": "/no/such/file"}}),
     ],
 )
-def test_what_sd_scripts_would_end_at_is_told_before(
+def test_settings_that_would_end_sd_scripts_are_reported_before(
     kohya_config: Callable[..., dict[str, Any]], place: str, sections: dict[str, Any]
 ) -> None:
     assert place in {problem.where for problem in TRAINER.check(kohya_config(**sections))}
@@ -147,11 +147,11 @@ def test_whole_sd15s_are_trained_by_the_script_that_takes_their_captions(
         ("a word", ""),
     ],
 )
-def test_paths_in_network_args_are_told_from_values(word: str, path: str) -> None:
+def test_paths_in_network_args_are_distinguished_from_values(word: str, path: str) -> None:
     assert path_in(word) == path
 
 
-def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
+def test_a_preset_of_lycoris_is_the_file_that_the_studio_checked(
     kohya_config: Callable[..., dict[str, Any]],
     tmp_path: Path,
     least_checkout: Path,
@@ -160,10 +160,11 @@ def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
     monkeypatch.chdir(tmp_path)
     given = kohya_config(network={"network_args": ["algo=lokr", "preset=mine.toml", "preset=full"]})
     given["training"] = {"optimizer_args": ["weight_decay=0.1", "x='/etc/passwd'"]}
-    told = {problem.where: problem.text for problem in TRAINER.check(given)}
-    assert told["network.network_args.1"] == "mine.toml does not exist."
-    assert "no optimizer accepts one" in told["training.optimizer_args.1"]
-    assert not {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"} & told.keys()
+    problems = {problem.where: problem.text for problem in TRAINER.check(given)}
+    assert problems["network.network_args.1"] == "mine.toml does not exist."
+    assert "no optimizer accepts one" in problems["training.optimizer_args.1"]
+    unnamed = {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"}
+    assert not unnamed & problems.keys()
     config, _, _ = rendered(given, tmp_path / "runs")
     assert config["network_args"] == ["algo=lokr", f"preset={tmp_path / 'mine.toml'}", "preset=full"]
 
@@ -222,20 +223,20 @@ def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
     assert "console_log_simple" in known, "of a function that is imported by its name"
     assert not list(raw_problems("--lowram --blocks_to_swap 3", known))
     assert not list(raw_problems("--blocks_to_swap=3", known))
-    told = [problem.text for problem in raw_problems("--block_to_swap 3", known)]
-    assert any("--blocks_to_swap" in message for message in told)
+    texts = [problem.text for problem in raw_problems("--block_to_swap 3", known)]
+    assert any("--blocks_to_swap" in message for message in texts)
     for bad in ("--lowram 3", "--resume x", "'", "--blocks_to_swap /etc/passwd", "word"):
         assert list(raw_problems(bad, known)), bad
 
 
-def test_a_checkout_that_lacks_an_argument_is_told(
+def test_a_checkout_without_a_needed_argument_is_reported(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path
 ) -> None:
     problems = {problem.where: problem for problem in TRAINER.check(kohya_config(family="sd15"))}
     assert "does not accept --save_state" in problems["saving.save_state"].message
 
 
-def test_a_base_that_sd_scripts_cannot_read_is_told(
+def test_a_base_that_sd_scripts_cannot_read_is_reported(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path, tmp_path: Path
 ) -> None:
     base = write_model(tmp_path / "small.safetensors", {**CHROMA, "scaled_fp8": (2,)}, dtype="F8_E4M3")
@@ -292,9 +293,9 @@ def test_a_checkout_is_named_by_its_path(
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "others.json"))
     status = main(["trainers", "install", "kohya", "--path", str(least_checkout), "--python", sys.executable])
-    told = capsys.readouterr()
-    assert str(least_checkout) in told.out
-    assert status == (2 if "missing" in told.out else 0)
+    output = capsys.readouterr()
+    assert str(least_checkout) in output.out
+    assert status == (2 if "missing" in output.out else 0)
     main(["trainers"])
     assert str(least_checkout) in capsys.readouterr().out
     assert main(["trainers", "install", "kohya", "--path", str(tmp_path / "nowhere")]) == 2

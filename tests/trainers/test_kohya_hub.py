@@ -35,8 +35,8 @@ import argparse, sys, tomllib
 from library import huggingface_util, train_util
 parser = argparse.ArgumentParser()
 train_util.add_training_arguments(parser, False)
-told = tomllib.loads(open(sys.argv[1]).read())["arguments"]
-args = argparse.Namespace(**vars(parser.parse_args([])) | told)
+stated = tomllib.loads(open(sys.argv[1]).read())["arguments"]
+args = argparse.Namespace(**vars(parser.parse_args([])) | stated)
 for name in sys.argv[2:]:
     huggingface_util.upload(args, name, "/" + name.rpartition("/")[2])
 """
@@ -60,8 +60,8 @@ def arguments(config: dict[str, Any], folder: Path) -> tuple[RunDir, dict[str, A
 def test_a_repository_is_named_in_the_toml_and_no_token_anywhere(
     kohya_config: Config, least_checkout: Path, token: str, tmp_path: Path
 ) -> None:
-    run_dir, told = arguments(kohya_config(family="sd15", hub=REPO), tmp_path)
-    assert {key: value for key, value in told.items() if "hugging" in key or key == "async_upload"} == {
+    run_dir, written = arguments(kohya_config(family="sd15", hub=REPO), tmp_path)
+    assert {key: value for key, value in written.items() if "hugging" in key or key == "async_upload"} == {
         "huggingface_repo_id": "me/fox",
         "huggingface_repo_type": "model",
         "huggingface_path_in_repo": "",
@@ -72,14 +72,14 @@ def test_a_repository_is_named_in_the_toml_and_no_token_anywhere(
     command = TRAINER.command(run_dir, resume=False)
     assert token not in json.dumps([command.argv, command.env])
     assert all(token.encode() not in path.read_bytes() for path in run_dir.path.rglob("*") if path.is_file())
-    _, told = arguments(kohya_config(family="sd15"), tmp_path / "without")
-    assert not [key for key in told if "hugging" in key or key == "async_upload"]
+    _, written = arguments(kohya_config(family="sd15"), tmp_path / "without")
+    assert not [key for key in written if "hugging" in key or key == "async_upload"]
 
 
-def test_an_upload_that_cannot_be_is_told_before(
+def test_an_impossible_upload_is_reported_before(
     kohya_config: Config, least_checkout: Path, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(**keys: Any) -> set[str]:
+    def reported_paths(**keys: Any) -> set[str]:
         found = TRAINER.check(kohya_config(family="sd15", hub=keys))
         return {
             problem.where
@@ -87,23 +87,23 @@ def test_an_upload_that_cannot_be_is_told_before(
             if problem.where.startswith("hub.") and "--" not in problem.text
         }
 
-    assert told(**REPO) == set()
-    assert told(save_state_to_huggingface=True) == {"hub.save_state_to_huggingface"}
-    assert told(**REPO, huggingface_path_in_repo="a/../../b") == {"hub.huggingface_path_in_repo"}
-    assert told(huggingface_repo_id="https://huggingface.co/me/fox") == {"hub.huggingface_repo_id"}
+    assert reported_paths(**REPO) == set()
+    assert reported_paths(save_state_to_huggingface=True) == {"hub.save_state_to_huggingface"}
+    assert reported_paths(**REPO, huggingface_path_in_repo="a/../../b") == {"hub.huggingface_path_in_repo"}
+    assert reported_paths(huggingface_repo_id="https://huggingface.co/me/fox") == {"hub.huggingface_repo_id"}
     monkeypatch.delenv("HF_TOKEN")
-    assert told(**REPO) == {"hub.huggingface_repo_id"}
+    assert reported_paths(**REPO) == {"hub.huggingface_repo_id"}
 
 
-@pytest.mark.parametrize("words", ["--huggingface_token hf_x", "--resume_from_huggingface"])
+@pytest.mark.parametrize("arguments", ["--huggingface_token hf_x", "--resume_from_huggingface"])
 def test_no_further_argument_brings_a_token_or_another_state(
-    kohya_config: Config, least_checkout: Path, words: str
+    kohya_config: Config, least_checkout: Path, arguments: str
 ) -> None:
-    found = TRAINER.check(kohya_config(family="sd15", raw_arguments=words))
+    found = TRAINER.check(kohya_config(family="sd15", raw_arguments=arguments))
     assert any("is set by the studio" in problem.text for problem in found)
 
 
-def test_a_token_in_what_is_imported_is_dropped_with_a_word() -> None:
+def test_a_token_in_an_imported_file_is_dropped_with_a_message() -> None:
     toml = f'huggingface_repo_id = "me/fox"\nhuggingface_token = "{TOKEN}"\nwandb_api_key = "{TOKEN}"'
     form = json.dumps({"huggingface_repo_id": "me/fox", "huggingface_token": TOKEN, "wandb_api_key": TOKEN})
     for found in (from_toml(toml), from_bmaltais(form)):

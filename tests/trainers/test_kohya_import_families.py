@@ -19,8 +19,8 @@ def test_text_encoders_of_a_whole_network_are_trained_as_stated() -> None:
         "learning_rate_te2 = 0\ntrain_text_encoder = true\nvalidation_seed = 0\nmin_timestep = 0"
     )
     assert (config.family, config.method) == ("sdxl", "full")
-    words = "--learning_rate_te1 3e-06 --learning_rate_te2 0 --train_text_encoder --validation_seed 0"
-    assert config.raw_arguments == words, "0 is a rate: without one they would get the network's"
+    arguments = "--learning_rate_te1 3e-06 --learning_rate_te2 0 --train_text_encoder --validation_seed 0"
+    assert config.raw_arguments == arguments, "0 is a rate: without one they would get the network's"
     form = {"sdxl": True, "pretrained_model_name_or_path": "/m/x.safetensors", "learning_rate_te": 1e-5}
     for te2, expected in (
         (1e-6, "--learning_rate_te2 1e-06 --train_text_encoder"),

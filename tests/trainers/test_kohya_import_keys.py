@@ -71,8 +71,8 @@ def require_all_reported(found: Imported, stated: dict[str, Any]) -> None:
 
 def require_same_effect(found: Imported, stated: dict[str, Any]) -> None:
     """Keys that are understood have their value in the configuration, raw arguments their words."""
-    words = shlex.split(found.config.get("raw_arguments", ""))
-    assert all(shlex.split(text)[0] in words for text in found.raw.values())
+    arguments = shlex.split(found.config.get("raw_arguments", ""))
+    assert all(shlex.split(text)[0] in arguments for text in found.raw.values())
     for name in found.understood:
         place = next((place for place, section in SECTIONS.items() if name in section.model_fields), None)
         if place not in (None, "sampling") and name in found.config.get(place, {}):

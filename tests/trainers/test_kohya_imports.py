@@ -1,4 +1,4 @@
-"""What people bring from sd-scripts and kohya_ss arrives with the same meaning, or is reported."""
+"""Configurations of sd-scripts and kohya_ss are imported with the same meaning, or reported."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_toml_and_its_data_arrive_and_go_back(tmp_path: Path) -> None:
     }
 
 
-def test_what_kohya_ss_saves_arrives() -> None:
+def test_saved_configurations_of_kohya_ss_arrive() -> None:
     config, found = of_form(
         seed="7", optimizer_args="weight_decay=0.1 eps=1e-8", multires_noise_iterations=6, no_such_key=1
     )
@@ -133,7 +133,7 @@ def test_false_is_kept(tmp_path: Path) -> None:
     assert {*stated, "enable_bucket", "bucket_no_upscale"} <= {*found.understood}
 
 
-def test_what_is_not_stated_is_sd_scripts_default(tmp_path: Path) -> None:
+def test_missing_keys_have_the_defaults_of_sd_scripts(tmp_path: Path) -> None:
     config, found = of_toml(
         'pretrained_model_name_or_path = "/m/x.safetensors"\nnetwork_module = "networks.lora"'
     )
@@ -242,9 +242,9 @@ def test_network_args_are_the_same_in_every_spelling(stated: Any) -> None:
         )
 
 
-def test_a_path_with_a_space_stays_one_word() -> None:
-    words = ["preset=/my files/a.toml", "algo=lokr"]
-    assert of_toml(f"network_args = {json.dumps(words)}")[0].network.network_args == words
+def test_a_path_with_a_space_stays_one_argument() -> None:
+    arguments = ["preset=/my files/a.toml", "algo=lokr"]
+    assert of_toml(f"network_args = {json.dumps(arguments)}")[0].network.network_args == arguments
 
 
 def test_a_folder_that_cannot_be_read_is_reported() -> None:
@@ -272,7 +272,7 @@ def test_lokr_stays_lokr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "module", "words"),
+    ("kind", "module", "arguments"),
     [
         ("Kohya LoCon", "networks.lora", {"conv_dim=8", "conv_alpha=1"}),
         ("Kohya DyLoRA", "networks.dylora", {"conv_dim=8", "conv_alpha=1", "unit=4"}),
@@ -282,11 +282,11 @@ def test_lokr_stays_lokr() -> None:
         ("Standard", "networks.lora", {"block_dims=2,2,4"}),
     ],
 )
-def test_types_of_adapters_keep_their_arguments(kind: str, module: str, words: set[str]) -> None:
+def test_types_of_adapters_keep_their_arguments(kind: str, module: str, arguments: set[str]) -> None:
     keys = {"conv_dim": 8, "conv_alpha": 1, "unit": 4, "split_mode": True, "block_dims": "2, 2, 4"}
     network = of_form(LoRA_type=kind, **keys)[0].network
     assert network.network_module == module
-    assert {*network.network_args} - {"block_dims=2,2,4"} == words - {"block_dims=2,2,4"}
+    assert {*network.network_args} - {"block_dims=2,2,4"} == arguments - {"block_dims=2,2,4"}
     assert ("block_dims=2,2,4" in network.network_args) == (module.startswith("networks") and kind != "Flux1")
 
 
@@ -360,8 +360,8 @@ def test_nested_tomls_of_other_front_ends_lose_nothing() -> None:
 
 
 def test_additional_parameters_count_and_secrets_in_them_do_not() -> None:
-    words = "--wandb_api_key=abc123secret --network_train_unet_only --huber_c 0.2 stray"
-    config, found = of_form(additional_parameters=words, huggingface_token="hf_secret")
+    arguments = "--wandb_api_key=abc123secret --network_train_unet_only --huber_c 0.2 stray"
+    config, found = of_form(additional_parameters=arguments, huggingface_token="hf_secret")
     assert config.network.network_train_unet_only is True
     assert config.raw_arguments == "--huber_c 0.2"
     assert found.left_over == {"additional_parameters stray": "stray"}

@@ -1,4 +1,4 @@
-"""What a run of sd-scripts will take, told before it starts."""
+"""The needs of a run of sd-scripts are reported before it starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Config = Callable[..., dict[str, Any]]
 
 
 def paint(folder: Path, *sizes: tuple[int, int], caption: str = "a fox") -> Path:
-    """Pictures of these sizes, each with a caption."""
+    """Images of these sizes, each with a caption."""
     folder.mkdir(parents=True)
     for i, size in enumerate(sizes):
         Image.new("RGB", size).save(folder / f"{i:02d}.png")
@@ -45,8 +45,8 @@ def read(*datasets: dict[str, Any], seed: int = 42) -> Found:
 
 
 @pytest.fixture
-def examined(kohya_config: Config, least_checkout: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """What is told of the small Chroma run of the stand-in, `sections` laid over it."""
+def preflight_of(kohya_config: Config, least_checkout: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The report on the small Chroma run of the stand-in, `sections` merged over it."""
     whole = kohya_config(family="chroma")
     let_it_take_everything(least_checkout, "flux_train_network.py")
     (tmp_path / "pictures").rmdir()
@@ -60,11 +60,11 @@ def examined(kohya_config: Config, least_checkout: Path, tmp_path: Path) -> Call
     save_file({"encoder.conv.weight": np.zeros((4, 4), np.float16)}, str(tmp_path / "ae.safetensors"))
     save_file({"shared.weight": np.zeros((10, 4), np.float16)}, str(tmp_path / "t5.safetensors"))
 
-    def examine(gpu_gib: float | None = 24, **sections: Any) -> dict[str, Any]:
+    def report(gpu_gib: float | None = 24, **sections: Any) -> dict[str, Any]:
         config = KohyaConfig.model_validate(whole | sections)
         return preflight(config, Asked(tmp_path / "runs", gpu_gib)).model_dump(mode="json")
 
-    return examine
+    return report
 
 
 SIZES = [
@@ -85,7 +85,7 @@ TABLES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """What the real sd-scripts answers."""
+    """The answer of the real sd-scripts."""
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
     prepare(monkeypatch)
     add_checkout("kohya", CHECKOUT, PYTHON)
@@ -93,8 +93,8 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
     def ask(**question: list[Any]) -> dict[str, Any]:
         path = tmp_path / "question.json"
         path.write_text(json.dumps({"places": [], "runs": []} | question))
-        words = [str(PYTHON), str(HERE / "bucket_as_sd_scripts.py"), str(path)]
-        done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        arguments = [str(PYTHON), str(HERE / "bucket_as_sd_scripts.py"), str(path)]
+        done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.rpartition("\nREAD ")[2])
 
@@ -103,7 +103,7 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 
 @needs_sd_scripts
 @pytest.mark.slow
-def test_every_picture_is_put_where_sd_scripts_puts_it(sd_scripts: Callable[..., dict[str, Any]]) -> None:
+def test_every_image_is_put_into_the_bucket_of_sd_scripts(sd_scripts: Callable[..., dict[str, Any]]) -> None:
     tables = [Dataset.model_validate(table) for table in TABLES]
     asked = [{**table.model_dump(), "sizes": SIZES} for table in tables]
     for table, answer in zip(tables, sd_scripts(places=asked)["places"], strict=True):
@@ -119,7 +119,7 @@ def test_every_picture_is_put_where_sd_scripts_puts_it(sd_scripts: Callable[...,
 
 @needs_sd_scripts
 @pytest.mark.slow
-def test_repeats_regularisation_and_what_is_held_out_are_counted_as_sd_scripts_counts(
+def test_repeats_regularisation_and_held_out_images_are_counted_as_sd_scripts_counts(
     sd_scripts: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     fox = paint(tmp_path / "fox", (300, 300), (400, 200), (200, 400), (512, 300), (700, 700), (900, 400))
@@ -156,78 +156,80 @@ def test_repeats_regularisation_and_what_is_held_out_are_counted_as_sd_scripts_c
         } == theirs, datasets
 
 
-def test_steps_and_epochs_follow_from_buckets_batches_and_accumulation(examined: Any, tmp_path: Path) -> None:
-    pictures = str(tmp_path / "pictures")
-    data = [{"resolution": 512, "batch_size": 2, "subsets": [{"image_dir": pictures, "num_repeats": 3}]}]
+def test_steps_and_epochs_follow_from_buckets_batches_and_accumulation(
+    preflight_of: Any, tmp_path: Path
+) -> None:
+    image_dir = str(tmp_path / "pictures")
+    data = [{"resolution": 512, "batch_size": 2, "subsets": [{"image_dir": image_dir, "num_repeats": 3}]}]
     steps = {"max_train_steps": 10, "gradient_accumulation_steps": 2}
-    told = examined(datasets=data, training=steps)["data"]
-    assert [(one["width"], one["height"], one["rows"], one["batches"]) for one in told["buckets"]] == [
+    report = preflight_of(datasets=data, training=steps)["data"]
+    assert [(one["width"], one["height"], one["rows"], one["batches"]) for one in report["buckets"]] == [
         (512, 256, 3, 2),
         (512, 448, 3, 2),
         (512, 512, 3, 2),
     ]
-    assert (told["rows"], told["batches"], told["steps_per_epoch"]) == (9, 6, 3)
-    assert (told["steps"], told["epochs"]) == (10, 4)
-    told = examined(datasets=data, training={"max_train_epochs": 5, "max_train_steps": None})["data"]
-    assert (told["steps"], told["epochs"]) == (5 * 6, 5)
+    assert (report["rows"], report["batches"], report["steps_per_epoch"]) == (9, 6, 3)
+    assert (report["steps"], report["epochs"]) == (10, 4)
+    report = preflight_of(datasets=data, training={"max_train_epochs": 5, "max_train_steps": None})["data"]
+    assert (report["steps"], report["epochs"]) == (5 * 6, 5)
 
 
-def test_memory_and_disk_are_made_of_what_stands_in_the_headers(examined: Any) -> None:
-    told = examined(training={"optimizer_type": "AdamW", "max_train_steps": 1000})
+def test_memory_and_disk_are_computed_from_the_headers(preflight_of: Any) -> None:
+    report = preflight_of(training={"optimizer_type": "AdamW", "max_train_steps": 1000})
     trained, network = 8 * (8 + 4) * 16, 8 * 8 * 4
-    assert told["memory"]["parts"] == {
+    assert report["memory"]["parts"] == {
         "network": 2 * network,
         "trained weights": 4 * trained,
         "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "text encoders": 2 * 40,
     }
-    assert told["memory"]["is_coarse"]
-    assert any("activations" in each for each in told["memory"]["not_counted"])
-    assert told["disk"]["checkpoint"] == 2 * trained
-    assert told["disk"]["state"] == 12 * trained
+    assert report["memory"]["is_coarse"]
+    assert any("activations" in each for each in report["memory"]["not_counted"])
+    assert report["disk"]["checkpoint"] == 2 * trained
+    assert report["disk"]["state"] == 12 * trained
     latents = (512 * 512 + 512 * 256 + 512 * 448) // 64 * 16 * 4
-    assert told["disk"]["parts"]["latents"] == latents
-    assert told["can_run"]
-    assert told["problems"] == []
+    assert report["disk"]["parts"]["latents"] == latents
+    assert report["can_run"]
+    assert report["problems"] == []
 
 
-def test_what_does_not_fit_is_told_with_keys_to_change(examined: Any) -> None:
-    told = examined(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
-    assert (told["can_run"], told["memory"]["fits"]) == (False, False)
-    changes = [(change["path"], change["value"]) for change in told["changes"]]
+def test_a_run_that_does_not_fit_is_reported_with_keys_to_change(preflight_of: Any) -> None:
+    report = preflight_of(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
+    assert (report["can_run"], report["memory"]["fits"]) == (False, False)
+    changes = [(change["path"], change["value"]) for change in report["changes"]]
     assert changes[:2] == [
         ("memory.cache_text_encoder_outputs", True),
         ("training.optimizer_type", "AdamW8bit"),
     ]
-    totals = [change["bytes"] for change in told["changes"]]
+    totals = [change["bytes"] for change in report["changes"]]
     assert totals == sorted(totals, reverse=True)
 
 
-def test_blocks_that_wait_in_main_memory_are_not_on_the_card(examined: Any) -> None:
-    whole, swapped = examined(), examined(memory={"blocks_to_swap": 2})
+def test_blocks_that_wait_in_main_memory_are_not_on_the_card(preflight_of: Any) -> None:
+    whole, swapped = preflight_of(), preflight_of(memory={"blocks_to_swap": 2})
     gone = whole["memory"]["parts"]["network"] - swapped["memory"]["parts"]["network"]
     assert gone == 3 * 8 * 4 * 2  # one double block, two single ones
 
 
-def test_what_sd_scripts_would_end_at_is_a_problem(examined: Any, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    (pictures / "00.txt").write_text("")
-    (pictures / "01.txt").write_bytes(b"\xff\xfe")
-    Image.new("RGB", (20, 20)).save(pictures / "tiny.png")
-    (pictures / "broken.png").write_bytes(b"no picture at all, that is to say")
-    told = examined()
-    assert not told["can_run"]
-    messages = " ".join(problem["message"] for problem in told["problems"])
+def test_a_setting_that_would_end_sd_scripts_is_a_problem(preflight_of: Any, tmp_path: Path) -> None:
+    image_dir = tmp_path / "pictures"
+    (image_dir / "00.txt").write_text("")
+    (image_dir / "01.txt").write_bytes(b"\xff\xfe")
+    Image.new("RGB", (20, 20)).save(image_dir / "tiny.png")
+    (image_dir / "broken.png").write_bytes(b"no picture at all, that is to say")
+    report = preflight_of()
+    assert not report["can_run"]
+    messages = " ".join(problem["message"] for problem in report["problems"])
     for words in ("00.txt: is empty", "01.txt: is not UTF-8", "tiny.png has 20 x 20", "broken.png"):
         assert words in messages
     empty = tmp_path / "empty"
     empty.mkdir()
-    [problem] = examined(datasets=[{"subsets": [{"image_dir": str(empty)}]}])["problems"]
+    [problem] = preflight_of(datasets=[{"subsets": [{"image_dir": str(empty)}]}])["problems"]
     assert problem["where"] == "datasets.0.subsets.0.image_dir"
 
 
-def test_masks_without_pictures_and_the_other_way_round_are_problems(tmp_path: Path) -> None:
+def test_masks_without_images_and_images_without_masks_are_problems(tmp_path: Path) -> None:
     paint(tmp_path / "fox", (64, 64), (64, 64))
     masks = paint(tmp_path / "masks", (64, 64))
     (masks / "00.png").rename(masks / "other.png")
@@ -236,17 +238,17 @@ def test_masks_without_pictures_and_the_other_way_round_are_problems(tmp_path: P
     assert ["no mask for 2" in problems[0].message, "no image for 1" in problems[1].message] == [True, True]
 
 
-def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    (pictures / "02.txt").unlink()
-    Image.new("RGB", (90, 90)).save(pictures / "03.Png")
+def test_a_setting_that_sd_scripts_accepts_silently_is_a_hint(preflight_of: Any, tmp_path: Path) -> None:
+    image_dir = tmp_path / "pictures"
+    (image_dir / "02.txt").unlink()
+    Image.new("RGB", (90, 90)).save(image_dir / "03.Png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.new("RGB", (700, 500)).save(pictures / "04.jpg", exif=turned)
-    (pictures / "04.txt").write_text("a fox")
+    Image.new("RGB", (700, 500)).save(image_dir / "04.jpg", exif=turned)
+    (image_dir / "04.txt").write_text("a fox")
     data = {"resolution": 1024, "bucket_no_upscale": False, "batch_size": 2}
-    told = examined(datasets=[{**data, "subsets": [{"image_dir": str(pictures)}]}])
-    hints = " ".join(told["hints"])
+    report = preflight_of(datasets=[{**data, "subsets": [{"image_dir": str(image_dir)}]}])
+    hints = " ".join(report["hints"])
     for words in (
         "empty caption, ",
         "02.png (1)",
@@ -255,35 +257,35 @@ def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Pat
         "have a single image",
     ):
         assert words in hints
-    assert told["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
-    assert told["can_run"]
+    assert report["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
+    assert report["can_run"]
 
 
 @pytest.mark.parametrize("tokens", ["fox", None])
 def test_captions_of_another_extension_are_pointed_out(
-    examined: Any, tmp_path: Path, tokens: str | None
+    preflight_of: Any, tmp_path: Path, tokens: str | None
 ) -> None:
     """Else a folder of .txt captions is trained on its class tokens alone, with a line in the log at most."""
     folder = paint(tmp_path / "10_fox", (512, 512), (512, 512))
     assert sorted(path.suffix for path in folder.iterdir()).count(".txt") == 2
-    for extension, is_told in ((".caption", True), (".txt", False)):
+    for extension, is_reported in ((".caption", True), (".txt", False)):
         subset = {"image_dir": str(folder), "caption_extension": extension, "class_tokens": tokens}
         remarks = read({"subsets": [subset]}).remarks
-        told = remarks.get(OTHER_EXTENSION, [])
-        assert len(told) == (2 if is_told else 0)
-        assert all(name.endswith(".txt") for name in told)
+        files = remarks.get(OTHER_EXTENSION, [])
+        assert len(files) == (2 if is_reported else 0)
+        assert all(name.endswith(".txt") for name in files)
         assert NO_CAPTION not in remarks
     subset = {"image_dir": str(folder), "caption_extension": ".caption", "class_tokens": tokens}
-    hints = " ".join(examined(datasets=[{"subsets": [subset]}])["hints"])
+    hints = " ".join(preflight_of(datasets=[{"subsets": [subset]}])["hints"])
     assert "caption_extension is another one" in hints
 
 
-def test_weights_that_are_no_safetensors_are_not_guessed(examined: Any, tmp_path: Path) -> None:
+def test_weights_that_are_no_safetensors_are_not_guessed(preflight_of: Any, tmp_path: Path) -> None:
     (tmp_path / "base.safetensors").write_bytes(b"PK\x03\x04 a pickle, as the old ones are")
-    told = examined()
-    assert (told["memory"], told["disk"]) == (None, None)
-    assert "memory and disk space are unknown" in " ".join(told["hints"])
-    assert told["data"]["rows"] == 3
+    report = preflight_of()
+    assert (report["memory"], report["disk"]) == (None, None)
+    assert "memory and disk space are unknown" in " ".join(report["hints"])
+    assert report["data"]["rows"] == 3
 
 
 def test_a_whole_network_is_counted_with_its_gradients_and_written_with_its_encoders(tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_a_whole_network_is_counted_with_its_gradients_and_written_with_its_enco
 @pytest.mark.parametrize("every", [100, 250, None])
 @pytest.mark.parametrize("last", [300, 1000, None])
 @pytest.mark.parametrize("steps", [99, 1000, 2000])
-def test_as_many_checkpoints_are_planned_for_as_lie_there_at_a_time(
+def test_as_many_checkpoints_are_planned_for_as_exist_at_a_time(
     every: int | None, last: int | None, steps: int
 ) -> None:
     """Against the rule of sd-scripts, followed step by step."""
@@ -341,14 +343,14 @@ def test_every_checkpoint_of_kohya_stays_by_default_and_old_states_go() -> None:
     assert kept_states(without, 10_000) == 0
 
 
-def test_buckets_that_cannot_be_are_told_with_the_configuration(
+def test_impossible_buckets_are_reported_with_the_configuration(
     kohya_config: Config, least_checkout: Path
 ) -> None:
     config = kohya_config()
     config["datasets"][0] |= {"min_bucket_reso": 640, "max_bucket_reso": 448}
-    told = {problem.where: problem.text for problem in TRAINER.check(config)}
-    assert told["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
-    assert told["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
+    problems = {problem.where: problem.text for problem in TRAINER.check(config)}
+    assert problems["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
+    assert problems["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
 
 
 RELEASED = {"chroma": (8_900_000_000, 3_500_000), "flux": (11_900_000_000, 4_700_000)}

@@ -1,4 +1,4 @@
-"""What is written for each family is read back by sd-scripts' own argparse, sanitizer and assertions."""
+"""The files for each family are read back by sd-scripts' own argparse, sanitizer and assertions."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures with captions, with a mask for each, and with a file of captions for all."""
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with captions, with a mask for each, and with a file of captions for all."""
     folder = tmp_path_factory.mktemp("kohya")
     paint_with_captions(folder / "pictures")
     paint_with_captions(folder / "masks")
@@ -83,23 +83,23 @@ def with_files(family: str, method: str, folder: Path, **sections: Any) -> dict[
 
 
 def as_read(configs: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """What sd-scripts makes of each configuration, which the studio finds nothing wrong with."""
+    """The arguments that sd-scripts reads from each configuration; the studio reports no problem of them."""
     pairs = {}
     for name, config in configs.items():
         assert TRAINER.check(config) == []
         run_dir = RunDir.create(name, folder)
         TRAINER.prepare(config, run_dir, "a test")
         pairs[name] = f"{run_dir.path}={script_of(KohyaConfig.model_validate(config))}"
-    words = [str(PYTHON), str(HERE / "read_as_sd_scripts.py"), *pairs.values()]
-    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    arguments = [str(PYTHON), str(HERE / "read_as_sd_scripts.py"), *pairs.values()]
+    done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.rpartition("\nREAD ")[2])
     return {name: found[pair] for name, pair in pairs.items()}
 
 
-def test_every_family_is_read_as_it_was_written(checkout: Path, pictures: Path, tmp_path: Path) -> None:
+def test_every_family_is_read_as_it_was_written(checkout: Path, data_dir: Path, tmp_path: Path) -> None:
     configs = {
-        f"{family}-{method}": with_files(family, method, pictures, sampling={"prompts": ["a fox"]})
+        f"{family}-{method}": with_files(family, method, data_dir, sampling={"prompts": ["a fox"]})
         for family, method in WAYS
     }
     for name, read in as_read(configs, tmp_path).items():
@@ -113,11 +113,11 @@ def test_every_family_is_read_as_it_was_written(checkout: Path, pictures: Path, 
 
 
 def test_every_key_that_the_studio_lets_through_is_read(
-    checkout: Path, pictures: Path, tmp_path: Path
+    checkout: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     configs = {}
     for family, method in WAYS:
-        config = with_files(family, method, pictures, **json.loads(json.dumps(EVERYTHING)))
+        config = with_files(family, method, data_dir, **json.loads(json.dumps(EVERYTHING)))
         for problem in TRAINER.check(config):
             section, _, key = problem.where.partition(".")
             assert "does not accept --" in problem.text, problem
@@ -141,16 +141,16 @@ def test_imports_know_every_argument_of_this_sd_scripts() -> None:
     assert not {key for key in unknown.left_over if key not in unknown.reasons}
 
 
-def test_captions_from_a_file_and_masks_are_read(checkout: Path, pictures: Path, tmp_path: Path) -> None:
-    subset = {"image_dir": str(pictures / "pictures")}
-    metadata = [{"subsets": [subset | {"metadata_file": str(pictures / "captions.json")}]}]
-    masks = [{"subsets": [subset | {"conditioning_data_dir": str(pictures / "masks")}]}]
+def test_captions_from_a_file_and_masks_are_read(checkout: Path, data_dir: Path, tmp_path: Path) -> None:
+    subset = {"image_dir": str(data_dir / "pictures")}
+    metadata = [{"subsets": [subset | {"metadata_file": str(data_dir / "captions.json")}]}]
+    masks = [{"subsets": [subset | {"conditioning_data_dir": str(data_dir / "masks")}]}]
     configs = {
-        "sd15-file": with_files("sd15", "full", pictures, datasets=metadata),
-        "sdxl-file": with_files("sdxl", "full", pictures, datasets=metadata),
-        "flux-file": with_files("flux", "lora", pictures, datasets=metadata),
-        "flux-masks": with_files("flux", "lora", pictures, datasets=masks),
-        "sd15-masks": with_files("sd15", "full", pictures, datasets=masks),
+        "sd15-file": with_files("sd15", "full", data_dir, datasets=metadata),
+        "sdxl-file": with_files("sdxl", "full", data_dir, datasets=metadata),
+        "flux-file": with_files("flux", "lora", data_dir, datasets=metadata),
+        "flux-masks": with_files("flux", "lora", data_dir, datasets=masks),
+        "sd15-masks": with_files("sd15", "full", data_dir, datasets=masks),
     }
     kinds = {"file": "FineTuningDataset", "masks": "ControlNetDataset"}
     for name, read in as_read(configs, tmp_path).items():

@@ -19,7 +19,7 @@ def of_kind(studio: Studio, run: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in studio.events(run) if event["kind"] == kind]
 
 
-def test_a_lora_is_trained_with_its_losses_rates_pictures_and_files(
+def test_a_lora_is_trained_with_its_losses_rates_previews_and_files(
     sd_studio: Studio,  # noqa: F811
     sd_home: Path,  # noqa: F811
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_lora_is_trained_with_its_losses_rates_pictures_and_files(
     assert samples[0]["settings"] == {"width": 64, "height": 64, "steps": 2}
 
 
-def test_a_whole_network_is_trained_saved_and_gone_on_with(
+def test_a_whole_network_is_trained_saved_and_resumed(
     sd_studio: Studio,  # noqa: F811
     sd_home: Path,  # noqa: F811
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_whole_network_is_trained_saved_and_gone_on_with(
     assert [event["step"] for event in of_kind(sd_studio, "whole", "step")] == list(range(1, 31))
 
 
-def test_a_finished_run_goes_on_with_more_steps(
+def test_a_finished_run_continues_with_more_steps(
     sd_studio: Studio,  # noqa: F811
     sd_home: Path,  # noqa: F811
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_finished_run_goes_on_with_more_steps(
     assert numbers == list(range(1, 2 * len(steps) + 1))
 
 
-def test_it_saves_draws_and_stops_when_asked_and_goes_on_where_it_was(
+def test_a_run_saves_generates_previews_and_stops_on_request_and_resumes(
     sd_studio: Studio,  # noqa: F811
     sd_home: Path,  # noqa: F811
 ) -> None:

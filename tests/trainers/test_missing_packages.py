@@ -1,4 +1,4 @@
-"""What checkouts lack is told from their own import statements, without importing them."""
+"""Missing modules of checkouts are found by their own import statements, without importing them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ raise RuntimeError("imported")
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    """All scripts of sd-scripts; they import what is nowhere, and end whoever imports them."""
+    """All scripts of sd-scripts; they import missing modules, and end the process that imports them."""
     library = tmp_path / "sd" / "library"
     library.mkdir(parents=True)
     (library / "train_util.py").write_text(UTIL)
@@ -60,15 +60,15 @@ def test_scripts_that_are_gone_are_named(checkout: Checkout) -> None:
     assert "scripts" in lack
 
 
-def test_a_python_that_does_not_start_is_told(checkout: Checkout) -> None:
+def test_a_python_that_does_not_start_is_reported(checkout: Checkout) -> None:
     (lack,) = missing_packages("kohya", checkout.model_copy(update={"python": Path("/no/such/python")}))
     assert "Python" in lack
 
 
 def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Checkout) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout.path)]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run([*git, *words], check=True)
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
     (finding,) = trainer_findings("kohya")
     assert not finding.is_ok
@@ -79,10 +79,10 @@ def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Che
     assert trainer_findings("flow") == []
 
 
-def test_a_damaged_list_is_told(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_damaged_list_is_reported(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("{")
-    ((_, told, missing),) = states("kohya")
-    assert "list.json" in told
+    ((_, error, missing),) = states("kohya")
+    assert "list.json" in error
     assert missing
 
 
@@ -113,12 +113,16 @@ def test_a_revision_of_flow_that_cannot_be_imported_is_named_with_one_that_can(
     assert "git checkout 51ee4e6" in finding.text
 
 
-def test_what_the_chosen_trainer_lacks_is_a_problem_before_the_start(flow_checkout: Path) -> None:  # noqa: F811
+def test_missing_modules_of_the_chosen_trainer_are_a_problem_before_the_start(flow_checkout: Path) -> None:  # noqa: F811
     broken_like_flows_head(flow_checkout)
-    told = [one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp.py"}) if one.where == "checkout"]
-    assert len(told) == 1
-    assert "no_such_layers" in told[0]
-    assert "git checkout 51ee4e6" in told[0]
+    messages = [
+        problem.message
+        for problem in FLOW_UPSTREAM.check({"trainer": "train_mp.py"})
+        if problem.where == "checkout"
+    ]
+    assert len(messages) == 1
+    assert "no_such_layers" in messages[0]
+    assert "git checkout 51ee4e6" in messages[0]
     other = FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"})
     assert "checkout" not in {one.where for one in other}, "this one imports nothing of it"
 
@@ -128,22 +132,22 @@ def test_a_trainer_on_cuda_is_refused_where_there_is_none(flow_checkout: Path) -
     trainer.write_text(
         "import torch\n\ndef ranks():\n    return torch.cuda.device_count()\n" + trainer.read_text()
     )
-    told = [
+    messages = [
         one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"}) if one.where == "checkout"
     ]
-    is_here = "CUDA" not in " ".join(told)
+    is_here = "CUDA" not in " ".join(messages)
     assert is_here == torch.cuda.is_available()
 
 
-def test_modules_that_kohyas_script_lacks_are_a_problem_before_the_start(checkout: Checkout) -> None:
-    told = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.where == "checkout"]
-    (missing,) = [message for message in told if "no_such_thing" in message]
+def test_missing_modules_of_kohyas_script_are_a_problem_before_the_start(checkout: Checkout) -> None:
+    messages = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.where == "checkout"]
+    (missing,) = [message for message in messages if "no_such_thing" in message]
     assert "no_such_deep_thing" in missing
 
 
-def test_a_checkout_of_flow_with_all_it_needs_lacks_nothing(flow_checkout: Path) -> None:  # noqa: F811
-    ((found, told, missing),) = states("flow-upstream")
+def test_a_complete_checkout_of_flow_has_no_missing_modules(flow_checkout: Path) -> None:  # noqa: F811
+    ((found, error, missing),) = states("flow-upstream")
     assert found
     assert found.path == flow_checkout
-    assert str(flow_checkout) in told
+    assert str(flow_checkout) in error
     assert missing == []

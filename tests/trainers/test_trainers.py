@@ -1,4 +1,4 @@
-"""What holds for every trainer."""
+"""Rules for every trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 
 
 @EVERY
-def test_what_is_wrong_is_told_by_path_all_at_once(trainer: TrainerBackend) -> None:
+def test_all_problems_are_reported_by_path_at_once(trainer: TrainerBackend) -> None:
     problems = trainer.check({"training": {"lr": "fast", "lrr": 1}})
     assert {"training.lr", "training.lrr"} <= {problem.where for problem in problems}
 
@@ -46,7 +46,7 @@ def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Tra
 
 
 @EVERY
-def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(trainer: TrainerBackend) -> None:
+def test_the_defaults_miss_only_required_keys(trainer: TrainerBackend) -> None:
     defaults = trainer.defaults()
     assert {problem.where for problem in trainer.check(defaults)} == {
         problem.where for problem in trainer.check({})
@@ -56,7 +56,7 @@ def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(tra
 
 @EVERY
 @pytest.mark.parametrize("section", [None, [], 3, "text", {"": 1}, [[]]], ids=repr)
-def test_whatever_is_checked_is_answered_with_problems_and_stays_as_it_was(
+def test_any_checked_configuration_gets_problems_and_stays_unchanged(
     trainer: TrainerBackend, section: Any
 ) -> None:
     config = dict.fromkeys(trainer.schema()["properties"], section)
@@ -88,18 +88,18 @@ def test_presets_fit_the_schema(trainer: TrainerBackend) -> None:
 
 
 @EVERY
-def test_every_preset_tells_where_it_comes_from(trainer: TrainerBackend) -> None:
+def test_every_preset_states_its_source(trainer: TrainerBackend) -> None:
     places = {"documentation": "docs/|quickstart/", "paper": r"arXiv:\d{4}\.\d{5}", "code": r"\.py\b"}
     for preset in trainer.presets():
         assert preset.sources, preset.name
         for source in preset.sources:
             assert source.kind in get_args(SourceKind)
             assert re.search(places.get(source.kind, "."), source.text), source
-        told = " ".join(source.text for source in preset.sources)
+        text = " ".join(source.text for source in preset.sources)
         if re.search(r"\d+ GB|H100", preset.title):
-            assert re.search("card", told), "how is it known that it fits?"
+            assert re.search("card", text), "how is it known that it fits?"
             kinds = {source.kind for source in preset.sources}
-            assert kinds & {"documentation", "measurement"} or "ot measured" in told
+            assert kinds & {"documentation", "measurement"} or "ot measured" in text
 
 
 @EVERY
@@ -117,7 +117,7 @@ def test_a_line_that_means_nothing_is_no_event_and_others_have_known_fields(trai
 
 
 @EVERY
-def test_what_a_trainer_fixes_are_places_in_its_configuration(trainer: TrainerBackend) -> None:
+def test_the_values_that_a_trainer_fixes_are_keys_of_its_configuration(trainer: TrainerBackend) -> None:
     sections = trainer.schema()["properties"]
     assert not [path for path in trainer.immutable_keys if path and path.split(".")[0] not in sections]
 

@@ -89,7 +89,7 @@ def test_a_file_that_changes_within_the_clocks_tick_is_seen(tmp_path: Path) -> N
     assert len(found) == 3
 
 
-def test_a_torn_memory_of_digests_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_of_digests_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_keys, "JUST_WRITTEN_NS", 0)
     (tmp_path / "a.png").write_bytes(b"one")
     contents = contents_of(tmp_path)
@@ -109,7 +109,7 @@ shares = st.floats(0, 1)
 
 
 @given(tags, st.booleans(), shares, shares, st.integers(0, 3), st.integers(0, 40))
-def test_what_is_shown_is_among_what_was_cached(
+def test_shown_captions_are_among_the_cached_ones(
     caption: str, is_tag_based: bool, uncond: float, lowercase: float, variants: int, epoch: int
 ) -> None:
     rules = CaptionRules(uncond, shuffle_tags=True, tag_drop=0.5, lowercase=lowercase, variants=variants)
@@ -127,7 +127,7 @@ captions_of_a_row = st.lists(tags, min_size=1, max_size=13)
 
 
 @given(captions_of_a_row, st.booleans(), shares, st.integers(1, 9), st.integers(0, 100))
-def test_a_filled_cache_has_exactly_what_is_shown(
+def test_a_filled_cache_has_exactly_the_shown_captions(
     written: list[str], is_tag_based: bool, lowercase: float, variants: int, begin: int
 ) -> None:
     """From any epoch on, every caption in each of its variants, and nothing else."""

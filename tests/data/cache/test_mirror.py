@@ -52,7 +52,7 @@ def copies(spool: Path) -> set[str]:
     return {path.name for path in (spool / "mirror").glob("*.shard")}
 
 
-def test_once_everything_is_here_the_store_is_asked_for_nothing(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_complete_mirror_requests_nothing_from_the_store(bucket: Bucket, tmp_path: Path) -> None:
     cache, _ = opened(bucket, tmp_path / "a")
     assert read_all(cache) == EXPECTED
     until(lambda: copies(tmp_path / "a") == bucket.things.keys())
@@ -104,7 +104,7 @@ def test_a_store_that_fails_leaves_reading_as_it_was(bucket: Bucket, tmp_path: P
     assert not list((tmp_path / "a" / "mirror").glob("*.part"))
 
 
-def test_one_process_brings_and_what_was_torn_begins_anew(bucket: Bucket, tmp_path: Path) -> None:
+def test_one_process_downloads_and_an_incomplete_copy_begins_again(bucket: Bucket, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "mirror"
     folder.mkdir(parents=True)
     (folder / "torn.shard.part").write_bytes(b"half")
@@ -117,7 +117,7 @@ def test_one_process_brings_and_what_was_torn_begins_anew(bucket: Bucket, tmp_pa
     assert not list(folder.glob("*.part"))
 
 
-def test_what_is_pruned_goes_from_here_too(bucket: Bucket, tmp_path: Path) -> None:
+def test_pruned_shards_are_deleted_from_the_mirror_too(bucket: Bucket, tmp_path: Path) -> None:
     cache, _ = opened(bucket, tmp_path / "a")
     until(lambda: copies(tmp_path / "a") == bucket.things.keys())
     cache.prune(lambda k: k == key(3))

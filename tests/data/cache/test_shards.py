@@ -85,7 +85,7 @@ class Bucket:
         self.things.pop(name, None)
 
 
-def test_what_is_put_is_found_before_and_after_sealing(tmp_path: Path):
+def test_a_record_is_found_before_and_after_sealing(tmp_path: Path):
     cache = Cache(LocalShards(tmp_path), shard_bytes=4000)
     for i in range(60):
         assert put(cache, i)
@@ -148,7 +148,7 @@ def test_a_shard_cut_short_is_named_and_left_out(tmp_path: Path, cut: int):
 
 @given(cut=st.integers(0, 3000), flip=st.integers(0, 3000))
 @settings(max_examples=60, deadline=None)
-def test_an_open_shard_torn_anywhere_keeps_all_before(
+def test_an_open_shard_truncated_anywhere_keeps_all_earlier_records(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int
 ):
     folder = tmp_path_factory.mktemp("torn")
@@ -210,7 +210,7 @@ def test_an_open_shard_of_a_living_process_is_left_alone(tmp_path: Path):
     assert numbers(other, 1) == [1] * 4
 
 
-def test_a_limit_stops_taking_in_and_reading_goes_on(tmp_path: Path):
+def test_a_limit_stops_writing_and_reading_continues(tmp_path: Path):
     cache = Cache(LocalShards(tmp_path), limit_bytes=2000)
     taken = [put(cache, i) for i in range(20)]
     assert taken[0]
@@ -220,7 +220,7 @@ def test_a_limit_stops_taking_in_and_reading_goes_on(tmp_path: Path):
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000 + 512
 
 
-def test_pruning_keeps_what_is_kept_and_merges_what_is_twice(tmp_path: Path):
+def test_pruning_keeps_used_records_and_merges_duplicates(tmp_path: Path):
     one, other = Cache(LocalShards(tmp_path)), Cache(LocalShards(tmp_path))
     for i in range(10):
         put(one, i, "latents")
@@ -257,7 +257,7 @@ def test_an_object_store_holds_the_same(tmp_path: Path):
     assert len(bucket.things) == 1
 
 
-def test_what_was_sealed_and_not_sent_is_sent_by_the_next(tmp_path: Path):
+def test_a_sealed_shard_that_was_not_sent_is_sent_by_the_next_writer(tmp_path: Path):
     bucket = Bucket()
     writer = ShardWriter(tmp_path)
     writer.append("numbers", key(1), sample(1), np.full((2, 2), 1, np.float32), "float32")

@@ -44,7 +44,7 @@ def bytes_on_disk(folder: Path) -> int:
         index.close()
 
 
-def test_what_is_kept_is_given_back_and_again_after_a_restart(tmp_path: Path) -> None:
+def test_kept_content_is_returned_also_after_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
         cache = DiskCache(tmp_path, MIB)
         for i in range(20):
@@ -76,7 +76,7 @@ def test_a_new_content_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert bytes_on_disk(tmp_path) == cache.total_bytes == 5
 
 
-def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+def test_content_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 100)
     cache.add("small", "1", b"x" * 100)
     cache.add("large", "1", b"x" * 101)
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_a_miss(tmp_path: Path) -> None:
     assert get(cache, 1) is None
 
 
-def test_threads_share_it_and_its_size_holds(tmp_path: Path) -> None:
+def test_threads_share_the_cache_and_its_size_holds(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 20_000)
 
     def use(i: int) -> None:
@@ -123,12 +123,13 @@ for i in itertools.count(int(sys.argv[2])):
 
 
 @pytest.mark.slow
-def test_processes_share_it_and_kills_do_it_no_harm(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", WRITER, str(tmp_path)]
+def test_processes_share_the_cache_and_kills_do_no_harm(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", WRITER, str(tmp_path)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for turn in range(3):
         writers = [
-            subprocess.Popen([*words, str(start)], stdout=subprocess.PIPE, env=environ) for start in (0, 30)
+            subprocess.Popen([*arguments, str(start)], stdout=subprocess.PIPE, env=environ)
+            for start in (0, 30)
         ]
         try:
             for writer in writers:
@@ -152,7 +153,7 @@ def test_processes_share_it_and_kills_do_it_no_harm(tmp_path: Path) -> None:
     assert get(cache, 199) == content(199)
 
 
-def test_half_written_files_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_half_written_files_of_dead_processes_are_deleted(tmp_path: Path) -> None:
     DiskCache(tmp_path, MIB).close()
     old, new = tmp_path / "partial" / "1-1", tmp_path / "partial" / "2-1"
     for path in (old, new):
@@ -163,7 +164,7 @@ def test_half_written_files_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert new.exists()
 
 
-def test_a_folder_that_cannot_be_used_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_named_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match=r"storage\.cache_dir"):
         DiskCache(tmp_path / "file", MIB)

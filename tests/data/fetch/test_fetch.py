@@ -68,7 +68,7 @@ def test_each_row_gets_its_own_image_in_order_and_memory_is_bounded(small: Fetch
     assert small.ahead.peak > small.ahead.limit / 2, "nothing was read ahead"
 
 
-def test_what_is_taken_late_is_not_read_without_bound(small: Fetcher) -> None:
+def test_images_that_are_taken_late_are_not_read_without_bound(small: Fetcher) -> None:
     fetches = [small.fetch(name(i), True, "") for i in range(NUM_OBJECTS)]
     until(lambda: small.ahead.held > small.ahead.limit / 2)
     time.sleep(0.3)
@@ -111,7 +111,7 @@ def test_leaving_early_frees_the_memory(small: Fetcher) -> None:
         fetches[-1].result(1)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-def test_closing_ends_all_that_is_under_way(filled: StorageSection) -> None:
+def test_closing_ends_all_requests(filled: StorageSection) -> None:
     fetcher = Fetcher(changed(filled, read_ahead_mib=0.1))
     fetches = [fetcher.fetch(name(i), True, "") for i in range(NUM_OBJECTS)]
     fetches[0].result(20)
@@ -148,7 +148,7 @@ def test_faults_and_an_outage_lose_double_and_reorder_nothing(filled: StorageSec
     assert faulty.done.total() - faulty.done["passed"] > 10
 
 
-def test_a_row_that_has_no_image_is_told_so_alone(small: Fetcher) -> None:
+def test_only_the_row_without_an_image_is_reported(small: Fetcher) -> None:
     fetches = [small.fetch(each, True, "") for each in (name(0), "s3://loom/fetch/none.png", name(1))]
     assert fetches[0].result(20) == content(0)
     with pytest.raises(SourceError, match=r"none\.png: no such object"):
@@ -181,7 +181,7 @@ def test_no_row_reads_what_only_this_machine_may_see(address: str, files: Files)
     assert files.requests == []
 
 
-def test_what_the_user_names_may_be_private(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_the_user_names_may_be_private(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     files.contents["/a.png"] = b"mine"
     with closing(Fetcher(StorageSection(tries=1))) as fetcher:
         assert fetcher.fetch("a.png", False, files.url).result(20) == b"mine"
@@ -192,7 +192,7 @@ def test_what_the_user_names_may_be_private(files: Files, monkeypatch: pytest.Mo
         assert fetcher.fetch(f"{files.url}/a.png", True, "").result(20) == b"mine"
 
 
-def test_no_server_sends_one_on_to_a_private_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_redirects_to_a_private_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a store in a row nor one that the user trusts."""
     monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
     files.moved["/a.png"] = f"http://127.0.0.2:{files.server_port}/secret"
@@ -204,7 +204,7 @@ def test_no_server_sends_one_on_to_a_private_address(files: Files, monkeypatch: 
     assert [path for path, _ in files.requests] == ["/a.png", "/a.png"]
 
 
-def test_a_name_that_changes_its_address_is_told_nothing(
+def test_a_name_that_changes_its_address_gets_no_request(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Public when it is asked for first, this machine when the connection is made."""

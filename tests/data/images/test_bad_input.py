@@ -1,4 +1,4 @@
-"""Whatever bytes come, what cannot be used is reported with its place, and nothing else happens."""
+"""For any bytes, unusable data is reported with its place, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def read(data: bytes) -> np.ndarray | None:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_every_kind_is_read_whole(kind: str) -> None:
+def test_every_kind_is_read_completely(kind: str) -> None:
     if kind != "tiff-float":  # its levels go beyond white
         assert read(WHOLE[kind]) is not None
 
 
 @pytest.mark.parametrize("path", sorted(FOUND.glob("*")), ids=lambda path: path.name)
-def test_what_was_found_stays_found(path: Path) -> None:
+def test_earlier_findings_are_still_read_or_reported(path: Path) -> None:
     read(path.read_bytes())
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_an_image_that_is_cut_short_is_an_error_or_whole(kind: str) -> None:
-    """What is cut off may be furniture; pixels that are missing are never made up."""
+def test_an_image_that_is_cut_short_is_an_error_or_complete(kind: str) -> None:
+    """The missing part may be metadata; missing pixels are never generated."""
     data = WHOLE[kind]
     expected = read(data)
     for length in range(0, len(data), max(1, len(data) // 60)):

@@ -48,7 +48,7 @@ def test_jpeg_xl_is_read_upright() -> None:
         pixels(JXL_RED[:40])
 
 
-def test_jpeg_xl_without_its_decoder_names_the_cure(tmp_path: Path) -> None:
+def test_jpeg_xl_without_its_decoder_gives_a_hint(tmp_path: Path) -> None:
     """Where there is no build of it."""
     (tmp_path / "a.jxl").write_bytes(JXL_RED)
     code = (

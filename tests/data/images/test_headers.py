@@ -22,11 +22,11 @@ TURNED_KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_size_of_every_kind_is_told(kind: str) -> None:
+def test_the_size_of_every_kind_is_read(kind: str) -> None:
     assert image_size(encoded(Image.new("RGB", (123, 45)), kind)) == (123, 45)
 
 
-def test_variants_of_a_kind_are_told() -> None:
+def test_variants_of_a_kind_are_read() -> None:
     image = Image.effect_noise((70, 30), 50).convert("RGB")
     assert image_size(encoded(image, "WEBP", lossless=True)) == (70, 30)
     assert image_size(encoded(image.convert("RGBA"), "WEBP")) == (70, 30)
@@ -54,7 +54,7 @@ def test_the_size_and_the_pixels_stand_as_exif_says(kind: str, orientation: int)
     assert black == [CORNER[orientation]]
 
 
-def test_jpeg_xl_tells_its_size() -> None:
+def test_the_size_of_jpeg_xl_is_read() -> None:
     data = JXL_RED
     assert image_size(data) == (24, 24)
     assert image_size(data[:20]) == (24, 24)

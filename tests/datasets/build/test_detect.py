@@ -94,12 +94,12 @@ def test_folders_that_may_be_kohyas_or_not_are_ambiguous(tmp_path: Path, names: 
 def test_the_command_line_names_the_flag_and_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("1_front", "2_back"):
         images(tmp_path / "in" / name, "a")
-    words = ["build", str(tmp_path / "in"), "-o", str(tmp_path / "d.jsonl")]
+    arguments = ["build", str(tmp_path / "in"), "-o", str(tmp_path / "d.jsonl")]
     with pytest.raises(AmbiguousSource, match="--from kohya or --from folder"):
-        cli(words)
-    assert cli([*words, "--format", "kohya"]) == 0
+        cli(arguments)
+    assert cli([*arguments, "--format", "kohya"]) == 0
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 3
-    assert cli([*words, "--from", "folder"]) == 0
+    assert cli([*arguments, "--from", "folder"]) == 0
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 2
     assert "(folder)" in capsys.readouterr().out
     images(tmp_path / "plain", "a")

@@ -1,4 +1,4 @@
-"""What is written for others comes back as it was: the same images with the same captions, as often."""
+"""An exported dataset comes back unchanged: the same images with the same captions, as often."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_images_are_copied_or_linked(jsonl: Path, tmp_path: Path, link: str) -> 
     assert placed.samefile(original) == (link != "copy")
 
 
-def test_images_of_one_stem_get_captions_of_their_own(tmp_path: Path) -> None:
+def test_images_of_one_stem_get_separate_captions(tmp_path: Path) -> None:
     for name, grey in (("a.png", 10), ("a.jpg", 90), ("A.png", 200)):
         write(tmp_path / "in" / name, image_bytes(grey, suffix=Path(name).suffix))
     names = {"a.png": "png", "a.jpg": "jpg", "A.png": "capital"}
@@ -123,7 +123,7 @@ def test_images_of_one_stem_get_captions_of_their_own(tmp_path: Path) -> None:
         assert greys(rows, report.root) == {10: ["png"], 90: ["jpg"], 200: ["capital"]}, target
 
 
-def test_several_captions_of_a_image_stay_apart(tmp_path: Path) -> None:
+def test_several_captions_of_an_image_stay_apart(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", image_bytes(5))
     write(tmp_path / "in/list.csv", "file,caption\na.png,one\na.png,two\na.png,\n")
     built(tmp_path / "in/list.csv", tmp_path / "d.jsonl")
@@ -197,7 +197,7 @@ def test_any_caption_survives(tmp_path: Path, texts: list[str], target: Target) 
     assert greys(rows, report.root) == expected
 
 
-def test_captions_that_take_turns_come_back(tmp_path: Path) -> None:
+def test_captions_that_alternate_come_back(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", image_bytes(1))
     write(tmp_path / "in/a.txt", "one\n\n two  three \n")
     write(tmp_path / "in/b.png", image_bytes(2))

@@ -31,7 +31,7 @@ def bucket(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.slow
-def test_a_data_set_goes_up_is_listed_and_comes_down(
+def test_a_dataset_is_uploaded_listed_and_downloaded(
     tmp_path: Path,
     bucket: str,
     capsys: pytest.CaptureFixture[str],
@@ -78,7 +78,7 @@ def store(bucket: str) -> Any:
 
 
 @pytest.mark.slow
-def test_a_store_that_does_not_let_us_is_one_line(
+def test_a_store_that_denies_access_is_one_line(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-s3cr3t")
@@ -103,7 +103,7 @@ def test_a_web_server_is_listed_and_its_images_fetched(
         write(tmp_path / "sizeless.jsonl", b"\n".join(orjson.dumps(row) for row in sizeless))
         out = str(tmp_path / "w")
         export = ["dataset", "export", str(tmp_path / "d.jsonl"), "--to", "webdataset", "-o", out]
-        # The user named the server; the rows of a file may be anybody's.
+        # The user named the server; the rows of a file may come from another person.
         assert main(export) == 2
         assert "set FLOWLOOM_PRIVATE_HOSTS=127.0.0.1" in capsys.readouterr().err
         monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
@@ -115,7 +115,7 @@ def test_a_web_server_is_listed_and_its_images_fetched(
 
 
 @pytest.mark.slow
-def test_what_was_uploaded_is_built_again_from_the_bucket_alone(
+def test_an_uploaded_dataset_is_built_again_from_the_bucket_alone(
     tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(["a.png", "ordner/Bär & #1 100%.png", "2_x/c.png"]):

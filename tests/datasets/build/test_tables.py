@@ -268,7 +268,7 @@ def test_an_unquoted_comma_in_a_caption_is_reported_with_a_hint(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", "N/A"])
-def test_words_for_nothing_are_no_captions(tmp_path: Path, word: str) -> None:
+def test_values_that_mean_no_text_are_no_captions(tmp_path: Path, word: str) -> None:
     for number in (1, 2):
         write(tmp_path / f"in/{number}.png", image_bytes(number))
     path = write(tmp_path / "in/set.csv", f"image,caption\n1.png,a none of that\n2.png,{word}\n")

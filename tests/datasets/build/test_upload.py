@@ -1,4 +1,4 @@
-"""What is uploaded is all there, once, and the new JSONL names it; an interrupted upload goes on."""
+"""An upload is complete, and the new JSONL names each object once; after an interruption it continues."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_an_interrupted_upload_continues(jsonl: Path, store: FolderStore, has_md
         assert report.num_unchanged == 2
 
 
-def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
+def test_changed_images_are_sent_again(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
     upload(jsonl, store)
     changed = bytearray(image_bytes(2))
     changed[-1] ^= 1
@@ -222,7 +222,7 @@ def test_a_failing_object_is_reported_and_an_unreachable_store_stops(
 
 
 class WebStore:
-    """What a web server gives, asked plainly."""
+    """The answer of a web server to a plain request."""
 
     def __init__(self, url: str):
         self.url = url

@@ -124,7 +124,7 @@ def test_a_restore_that_was_killed_is_finished_by_the_next(
     runs = Runs(tmp_path / "runs")
     tagger = write_tagger(tmp_path / "tagger")
     run_dir = runs.new("tag", data_path=str(dataset.path), model_path=str(tagger), existing="append")
-    runs.go_on(run_dir)
+    runs.resume(run_dir)
     after = held()
     assert after != before
     undo = runs.new("restore-captions", data_path=str(dataset.path), run_path=str(run_dir.path))

@@ -135,7 +135,7 @@ def test_an_incomplete_search_is_reported_in_every_format(
     assert message in report["crowded_message"]
 
 
-def test_a_good_data_set_ends_with_status_0(tmp_path: Path, capsys):
+def test_a_good_dataset_ends_with_status_0(tmp_path: Path, capsys):
     image(1).save(tmp_path / "a.png")
     (tmp_path / "data.jsonl").write_text(json.dumps(row("a.png")))
     assert lint([str(tmp_path / "data.jsonl"), "--resolution", "64"]) == 0

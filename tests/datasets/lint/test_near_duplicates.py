@@ -13,8 +13,8 @@ from PIL import Image
 from flowloom.datasets.lint.near_duplicates import SIDE, fingerprint, group_near_duplicates
 
 
-def drawn(seed: int, size: int = 288) -> Image.Image:
-    """A image of soft blobs."""
+def blobs(seed: int, size: int = 288) -> Image.Image:
+    """An image of soft blobs."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
@@ -30,8 +30,8 @@ def labels(prints, aspects=None, **options):
 
 
 def test_a_resized_and_recompressed_copy_is_alike_and_others_are_not(tmp_path):
-    drawn(0).resize((140, 140)).save(tmp_path / "copy.jpg", quality=50)
-    images = [drawn(0), Image.open(tmp_path / "copy.jpg"), *(drawn(seed) for seed in range(1, 60))]
+    blobs(0).resize((140, 140)).save(tmp_path / "copy.jpg", quality=50)
+    images = [blobs(0), Image.open(tmp_path / "copy.jpg"), *(blobs(seed) for seed in range(1, 60))]
     found = labels([print_of(image) for image in images])
     assert found[0] == found[1]
     assert len(set(found.tolist())) == 60
@@ -43,7 +43,7 @@ def test_images_of_one_shape_in_other_colours_are_not_alike():
 
 
 def test_images_of_another_shape_are_not_alike():
-    same = print_of(drawn(3))
+    same = print_of(blobs(3))
     assert len(set(labels([same, same], np.array([1.0, 1.5])).tolist())) == 2
     assert len(set(labels([same, same], np.array([1.0, 1.01])).tolist())) == 1
 

@@ -1,4 +1,4 @@
-"""What ComfyUI makes of an adapter file, written down from its rules."""
+"""The weights that ComfyUI computes from an adapter file, by its rules."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ TARGETS = ["double_blocks", "single_blocks", "img_in", "txt_in", "final_layer"]
 
 
 class Inputs(NamedTuple):
-    """What Chroma's forward takes, in its order."""
+    """The arguments of Chroma's forward, in its order."""
 
     latents: Tensor
     noise_level: Tensor
@@ -70,7 +70,7 @@ def trained(adapter: Adapter) -> Adapter:
 
 @pytest.fixture
 def attach_uneven() -> Callable[..., Adapter]:
-    """Attaches a trained adapter whose layers have ranks and alphas of their own, as files may have."""
+    """Attaches a trained adapter whose layers have different ranks and alphas, as files may have."""
 
     def attach_it(network: nn.Module, kind: Kind, seed: int = 0) -> Adapter:
         draw = random.Random(seed)

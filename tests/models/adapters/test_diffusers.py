@@ -57,7 +57,7 @@ def test_an_exported_adapter_does_the_same_in_diffusers(
     assert (theirs - base).abs().max() > 0.05
 
 
-def test_a_picture_drawn_by_the_pipeline_is_the_one_that_we_draw(
+def test_an_image_generated_by_the_pipeline_equals_ours(
     make_network, pipeline, inputs, attach_trained, tmp_path: Path
 ) -> None:
     network = make_network()

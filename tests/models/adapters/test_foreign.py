@@ -28,7 +28,7 @@ def plain(adapter: Adapter) -> dict[str, Tensors]:
 
 
 def cut(layers: dict[str, Tensors]) -> dict[str, Tensors]:
-    """The same by diffusers' names, q, k, v and the MLP each a layer of their own."""
+    """The same by diffusers' names, q, k, v and the MLP each a separate layer."""
     found: dict[str, Tensors] = {}
     for layer, sides in layers.items():
         theirs = NAMES.to_diffusers(layer)
@@ -122,7 +122,7 @@ TEXT_ENCODERS = {
 
 
 @pytest.mark.parametrize("program", TEXT_ENCODERS)
-def test_what_is_for_a_text_encoder_is_left_out_and_said(
+def test_tensors_of_a_text_encoder_are_left_out_and_reported(
     program, trained, assert_reads, tmp_path: Path
 ) -> None:
     adapter, expected = trained
@@ -202,7 +202,7 @@ def test_an_alpha_of_0_is_none_as_for_sd_scripts_and_lycoris(trained, tmp_path: 
 def test_adapters_of_the_approximator_are_read_and_exported(
     prefix, make_network, weights_of, tmp_path
 ) -> None:
-    """OneTrainer adapts every linear layer, unless told otherwise."""
+    """OneTrainer adapts every linear layer by default."""
     network = make_network()
     generator = torch.Generator().manual_seed(0)
     tensors, deltas = {}, {}
@@ -229,14 +229,14 @@ def test_a_lokr_of_diffusers_cut_layers_is_put_together(make_network, weights_of
     """As SimpleTuner writes it by LyCORIS: q and v adapted apart."""
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(*shape: int) -> Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
     tensors, expected = {}, {}
     network = make_network()
     qkv = network.double_blocks[0].img_attn.qkv.weight.detach().clone()
     for part, start in (("to_q", 0), ("to_v", 128)):
-        w1, a, b = drawn(2, 2), drawn(32, 3), drawn(3, 32)
+        w1, a, b = normal(2, 2), normal(32, 3), normal(3, 32)
         name = f"lycoris_transformer_blocks_0_attn_{part}"
         tensors |= {f"{name}.lokr_w1": w1, f"{name}.lokr_w2_a": a, f"{name}.lokr_w2_b": b}
         tensors[f"{name}.alpha"] = torch.tensor(6.0)
@@ -301,7 +301,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_read_is_refused_with_the_reason(case, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_refused_with_the_reason(case, tmp_path: Path) -> None:
     tensors, said = REFUSED[case]
     save_weights(tmp_path / "a.safetensors", tensors, {})
     with pytest.raises(WeightsError, match=said):

@@ -264,7 +264,7 @@ def test_a_dora_goes_between_comfyui_and_the_others_by_its_base_alone(
     with pytest.raises(WeightsError, match="Name the base model"):
         to_comfy(adapter.state_dict(), adapter.metadata)
     again = tmp_path / "again.safetensors"
-    save_adapter(again, "comfy", state, meta, {})  # the same rule: as it is
+    save_adapter(again, "comfy", state, meta, {})  # the same rule: unchanged
     assert dict(open_weights(again).items()).keys() == dict(open_weights(comfys).items()).keys()
     assert all(torch.equal(t, open_weights(comfys)[name]) for name, t in open_weights(again).items())
     kohyas = to_kohya(state, meta, adapter.base_weight)

@@ -44,7 +44,7 @@ def test_merged_equals_base_and_adapter(
         assert (merged(*inputs) - make_network()(*inputs)).abs().max() > 0.05
 
 
-def test_only_what_is_adapted_changes(make_network, attach_trained, base_path: Path, tmp_path: Path) -> None:
+def test_only_adapted_layers_change(make_network, attach_trained, base_path: Path, tmp_path: Path) -> None:
     adapter = attach_trained(make_network(), "lora", targets=["linear1"])
     save_weights(tmp_path / "a.safetensors", to_diffusers(adapter.state_dict(), adapter.metadata), {})
     merge(base_path, tmp_path / "a.safetensors", tmp_path / "merged.safetensors")

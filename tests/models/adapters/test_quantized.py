@@ -120,14 +120,14 @@ def test_dora_starts_from_the_norms_of_the_rounded_rows(level, bits, make_networ
     )
 
 
-def test_full_leaves_everything_as_it_is(make_network) -> None:
+def test_full_leaves_everything_unchanged(make_network) -> None:
     network = make_network()
     before = {name: (id(p), p.dtype) for name, p in network.named_parameters()}
     quantize_base(network, "full")
     assert {name: (id(p), p.dtype) for name, p in network.named_parameters()} == before
 
 
-def test_4bit_where_there_is_none_names_the_cure(make_network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4bit_where_there_is_none_gives_a_hint(make_network, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"base_model_quant_level.*meta.*8bit"):
         quantize_base(make_network().to("meta"), "4bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn.modules", None)

@@ -53,7 +53,7 @@ def get(served: Files, target: Path, sha256: str | None = None, watch: Watch = Q
     return fetch(DownloadClient(LOCAL), f"{served.url}/x.safetensors", target, watch, sha256)
 
 
-def is_whole(target: Path, content: bytes = CONTENT) -> bool:
+def is_complete(target: Path, content: bytes = CONTENT) -> bool:
     return target.read_bytes() == content and [path.name for path in target.parent.iterdir()] == [target.name]
 
 
@@ -65,31 +65,31 @@ def after(limit: int) -> tuple[Watch, list[int]]:
     ), reported
 
 
-def test_a_file_comes_whole_with_its_sum(served: Files, tmp_path: Path):
+def test_a_file_arrives_complete_with_its_checksum(served: Files, tmp_path: Path):
     reported: list[tuple[int, int | None]] = []
     watch = Watch(lambda done, size: reported.append((done, size)), lambda: None)
     done = get(served, tmp_path / "x.safetensors", watch=watch)
     assert (done.sha256, done.size, done.is_checked) == (SHA256, len(CONTENT), False)
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
     assert reported[-1] == (len(CONTENT), len(CONTENT))
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["sum known", "sum unknown"])
-def test_a_stopped_download_goes_on_where_it_was(served: Files, tmp_path: Path, sha256: str | None):
+def test_a_stopped_download_continues_where_it_was(served: Files, tmp_path: Path, sha256: str | None):
     target = tmp_path / "x.safetensors"
     watch, reported = after(1_000_000)
     with pytest.raises(Stopped):
         get(served, target, sha256, watch)
     assert not target.exists()
     get(served, target, sha256)
-    assert is_whole(target)
+    assert is_complete(target)
     assert served.ranges() == [None, f"bytes={reported[-1]}-"]
 
 
-def test_a_connection_that_breaks_is_taken_up_again(served: Files, tmp_path: Path):
+def test_a_download_continues_after_a_broken_connection(served: Files, tmp_path: Path):
     served.breaks_after = [1_500_000, 0, 700_000]
     get(served, tmp_path / "x.safetensors", SHA256)
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
     starts = [
         int((asked or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for asked in served.ranges()
     ]
@@ -97,17 +97,17 @@ def test_a_connection_that_breaks_is_taken_up_again(served: Files, tmp_path: Pat
     assert starts[-1] > 1_000_000
 
 
-def test_a_server_without_ranges_begins_anew(served: Files, tmp_path: Path):
+def test_a_download_from_a_server_without_ranges_begins_again(served: Files, tmp_path: Path):
     served.has_ranges = False
     served.breaks_after = [1_500_000]
     get(served, tmp_path / "x.safetensors", SHA256)
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
-def test_a_server_that_tells_no_length_is_believed_to_its_end(served: Files, tmp_path: Path):
+def test_a_server_that_states_no_length_is_read_to_its_end(served: Files, tmp_path: Path):
     served.states_length = False
     assert get(served, tmp_path / "x.safetensors").size == len(CONTENT)
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
@@ -120,10 +120,10 @@ def test_a_file_that_changed_in_between_is_not_mixed_with_the_old_one(
         get(served, target, watch=watch)
     served.contents["/x.safetensors"], served.has_ranges = newer, has_ranges
     get(served, target)
-    assert is_whole(target, newer)
+    assert is_complete(target, newer)
 
 
-def test_a_file_that_became_shorter_is_fetched_anew(served: Files, tmp_path: Path):
+def test_a_file_that_became_shorter_is_fetched_again(served: Files, tmp_path: Path):
     target = tmp_path / "x.safetensors"
     watch, _ = after(2_000_000)
     with pytest.raises(Stopped):
@@ -133,14 +133,14 @@ def test_a_file_that_became_shorter_is_fetched_anew(served: Files, tmp_path: Pat
     (tmp_path / "x.safetensors.part.json").write_text(json.dumps(note))
     served.contents["/x.safetensors"] = CONTENT[:500_000]
     get(served, target)
-    assert is_whole(target, CONTENT[:500_000])
+    assert is_complete(target, CONTENT[:500_000])
 
 
-def test_what_another_address_left_unfinished_is_not_used(served: Files, tmp_path: Path):
+def test_an_unfinished_download_of_another_address_is_not_used(served: Files, tmp_path: Path):
     (tmp_path / "x.safetensors.part").write_bytes(b"x" * 1000)
     (tmp_path / "x.safetensors.part.json").write_text('{"url": "https://example.org/x", "facts": {}}')
     get(served, tmp_path / "x.safetensors")
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"url": 3}', '{"url": "URL", "facts": {"odd": 1}}'])
@@ -149,23 +149,23 @@ def test_a_damaged_note_is_no_obstacle(served: Files, tmp_path: Path, note: str)
     note = note.replace("URL", f"{served.url}/x.safetensors")
     (tmp_path / "x.safetensors.part.json").write_text(note)
     get(served, tmp_path / "x.safetensors")
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
-def test_a_wrong_sum_leaves_nothing(served: Files, tmp_path: Path):
+def test_a_wrong_checksum_leaves_nothing(served: Files, tmp_path: Path):
     with pytest.raises(SourceError, match="instead of"):
         get(served, tmp_path / "x.safetensors", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_sum_leaves_what_was_there(served: Files, tmp_path: Path):
+def test_a_wrong_checksum_leaves_the_old_file(served: Files, tmp_path: Path):
     (tmp_path / "x.safetensors").write_bytes(b"old")
     with pytest.raises(SourceError):
         get(served, tmp_path / "x.safetensors", "0" * 64)
-    assert is_whole(tmp_path / "x.safetensors", b"old")
+    assert is_complete(tmp_path / "x.safetensors", b"old")
 
 
-def test_the_hub_tells_the_sum_by_itself(served: Files, elsewhere: Files, tmp_path: Path):
+def test_the_hub_states_the_checksum_itself(served: Files, elsewhere: Files, tmp_path: Path):
     elsewhere.contents["/stored/here"] = CONTENT[:-1] + b"?"
     path = "/me/model/resolve/main/x.safetensors"
     served.moved[path], served.linked[path] = f"{elsewhere.url}/stored/here", CONTENT
@@ -188,10 +188,10 @@ def test_too_large_for_the_disk_is_refused_before_a_byte_comes(served: Files, tm
 def test_passing_errors_of_the_server_are_waited_for(served: Files, tmp_path: Path):
     served.states = [503, 429, 500]
     get(served, tmp_path / "x.safetensors")
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
-def test_a_server_that_stays_down_is_given_up_with_a_word(served: Files, tmp_path: Path):
+def test_a_server_that_stays_down_is_given_up_with_a_message(served: Files, tmp_path: Path):
     served.states = [503] * 20
     with pytest.raises(SourceError, match="resume the run"):
         get(served, tmp_path / "x.safetensors")
@@ -226,7 +226,7 @@ def test_two_runs_do_not_write_one_file(served: Files, tmp_path: Path):
 
     get(served, tmp_path / "x.safetensors", watch=Watch(second, lambda: None))
     assert "another run" in errors[0]
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
 
 
 def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
@@ -236,7 +236,7 @@ def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
         get(served, tmp_path / "x.safetensors", watch=watch)
     before = len(served.requests)
     get(served, tmp_path / "x.safetensors", SHA256)
-    assert is_whole(tmp_path / "x.safetensors")
+    assert is_complete(tmp_path / "x.safetensors")
     assert len(served.requests) == before
 
 

@@ -1,4 +1,4 @@
-"""Small folders of pictures, a tagger made on the spot, and runs that work in this process."""
+"""Small folders of images, a tagger made on the spot, and runs that work in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RED, GREEN, BLUE = "#ff0000", "#00ff00", "#0000ff"
 
 
 class Runs:
-    """Tasks worked off in this process, in run directories of their own."""
+    """Tasks that run in this process, in separate run directories."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,7 +34,7 @@ class Runs:
         ALL[task].prepare(config, run_dir, "a test")
         return run_dir
 
-    def go_on(self, run_dir: RunDir) -> dict[str, Any]:
+    def resume(self, run_dir: RunDir) -> dict[str, Any]:
         """Work a run off, from its beginning or from where it was; its result."""
         content = run_dir.read_run()
         task = ALL[content["trainer"]]
@@ -49,7 +49,7 @@ class Runs:
 
     def __call__(self, task: str, **config: Any) -> dict[str, Any]:
         """The result of a new run."""
-        return self.go_on(self.new(task, **config))
+        return self.resume(self.new(task, **config))
 
 
 def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
 
 
 def paint(folder: Path, **colours: str) -> Path:
-    """Pictures of one colour each, by name."""
+    """Images of one colour each, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, colour in colours.items():
         Image.new("RGB", (20, 20), colour).save(folder / f"{name}.png")
@@ -78,16 +78,16 @@ def tagger(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with a red, a green and a blue picture."""
+def image_dir(tmp_path: Path) -> Path:
+    """A folder with a red, a green and a blue image."""
     return paint(tmp_path / "pictures", red=RED, green=GREEN, blue=BLUE)
 
 
 @pytest.fixture
-def tag(runs: Runs, tagger: Path, pictures: Path) -> Callable[..., dict[str, Any]]:
-    """`tag(existing="append")`: the result of tagging the three pictures."""
+def tag(runs: Runs, tagger: Path, image_dir: Path) -> Callable[..., dict[str, Any]]:
+    """`tag(existing="append")`: the result of tagging the three images."""
 
     def run(**config: Any) -> dict[str, Any]:
-        return runs("tag", **{"data_path": str(pictures), "model_path": str(tagger)} | config)
+        return runs("tag", **{"data_path": str(image_dir), "model_path": str(tagger)} | config)
 
     return run

@@ -40,7 +40,7 @@ def loaded(captioners: dict[str, Path]) -> dict[str, Captioner]:
     return {kind: load_captioner(folder, CPU, torch.float32) for kind, folder in captioners.items()}
 
 
-def some_pictures() -> list[Any]:
+def some_images() -> list[Any]:
     draw = np.random.default_rng(0)
     return [draw.integers(0, 255, (height, 40, 3), dtype=np.uint8) for height in (20, 40, 90)]
 
@@ -51,10 +51,10 @@ def test_the_kind_follows_from_the_files(loaded: dict[str, Captioner], kind: str
 
 
 @KIND
-def test_a_picture_has_the_same_caption_in_any_batch(loaded: dict[str, Captioner], kind: str):
-    pictures, question = some_pictures(), Question(prompt="what is shown ?", max_tokens=12)
-    together = loaded[kind].describe(pictures, question, seed=0)
-    alone = [loaded[kind].describe([picture], question, seed=0)[0] for picture in pictures]
+def test_an_image_has_the_same_caption_in_any_batch(loaded: dict[str, Captioner], kind: str):
+    images, question = some_images(), Question(prompt="what is shown ?", max_tokens=12)
+    together = loaded[kind].describe(images, question, seed=0)
+    alone = [loaded[kind].describe([image], question, seed=0)[0] for image in images]
     assert together == alone
     assert len(set(together)) > 1, "they depend on the pictures"
 
@@ -62,69 +62,69 @@ def test_a_picture_has_the_same_caption_in_any_batch(loaded: dict[str, Captioner
 @KIND
 def test_a_caption_has_no_more_tokens_than_asked(loaded: dict[str, Captioner], kind: str):
     short, long = (
-        loaded[kind].describe(some_pictures(), Question(max_tokens=number), seed=0) for number in (3, 12)
+        loaded[kind].describe(some_images(), Question(max_tokens=number), seed=0) for number in (3, 12)
     )
     assert all(len(text.split()) <= 4 for text in short)
     assert all(whole.startswith(part) for part, whole in zip(short, long, strict=True))
 
 
 @KIND
-def test_what_is_drawn_follows_from_the_seed(loaded: dict[str, Captioner], kind: str):
+def test_sampled_captions_follow_from_the_seed(loaded: dict[str, Captioner], kind: str):
     question = Question(max_tokens=12, temperature=2.0)
-    one, again, other = (loaded[kind].describe(some_pictures(), question, seed) for seed in (1, 1, 2))
+    one, again, other = (loaded[kind].describe(some_images(), question, seed) for seed in (1, 1, 2))
     assert one == again != other
 
 
 @pytest.mark.parametrize("kind", ["blip", "florence2"])
 def test_a_caption_ends_where_the_network_knows_no_further_place(loaded: dict[str, Captioner], kind: str):
     question = Question(prompt="a photo of", max_tokens=10_000)
-    assert len(loaded[kind].describe(some_pictures(), question, seed=0)) == 3
+    assert len(loaded[kind].describe(some_images(), question, seed=0)) == 3
 
 
-def test_blip_goes_on_from_the_prompt(loaded: dict[str, Captioner]):
-    texts = loaded["blip"].describe(some_pictures(), Question(prompt="a photo of", max_tokens=4), seed=0)
+def test_blip_continues_the_prompt(loaded: dict[str, Captioner]):
+    texts = loaded["blip"].describe(some_images(), Question(prompt="a photo of", max_tokens=4), seed=0)
     assert all(text.startswith("a photo of") for text in texts)
 
 
-def test_florence_is_asked_by_its_task(loaded: dict[str, Captioner]):
+def test_florence_is_prompted_by_its_task(loaded: dict[str, Captioner]):
     tasks = ("caption", "detailed_caption", "more_detailed_caption")
     questions = [Question(task=task, max_tokens=12) for task in tasks]
-    answers = {tuple(loaded["florence2"].describe(some_pictures(), one, seed=0)) for one in questions}
+    answers = {tuple(loaded["florence2"].describe(some_images(), one, seed=0)) for one in questions}
     assert len(answers) == 3
 
 
-def test_a_chat_model_is_asked_by_its_prompts_and_does_not_repeat_them(loaded: dict[str, Captioner]):
+def test_a_chat_model_gets_its_prompts_and_does_not_repeat_them(loaded: dict[str, Captioner]):
     chat = loaded["chat"]
     questions = [
         Question(prompt="describe this picture", max_tokens=8),
         Question(prompt="what is the dog ?", max_tokens=8),
         Question(prompt="what is the dog ?", system_prompt="you write captions", max_tokens=8),
     ]
-    answers = [chat.describe(some_pictures(), question, seed=0) for question in questions]
+    answers = [chat.describe(some_images(), question, seed=0) for question in questions]
     assert len({tuple(answer) for answer in answers}) == 3
     assert not any(text.startswith("user :") for answer in answers for text in answer)
 
 
 @KIND
 def test_captions_are_written_by_the_same_runs_as_tags(
-    runs: Runs, captioners: dict[str, Path], pictures: Path, kind: str
+    runs: Runs, captioners: dict[str, Path], image_dir: Path, kind: str
 ):
-    config = {"data_path": str(pictures), "model_path": str(captioners[kind]), "max_tokens": 6}
-    before = sorted(pictures.iterdir())
+    config = {"data_path": str(image_dir), "model_path": str(captioners[kind]), "max_tokens": 6}
+    before = sorted(image_dir.iterdir())
     shown = runs("caption", **config, preview=1)["preview"]
-    assert sorted(pictures.iterdir()) == before
+    assert sorted(image_dir.iterdir()) == before
     result = runs("caption", **config, trigger="mystyle")
     model = result["model"]
     assert (model["kind"], model["device"], model["dtype"]) == (kind, "cpu", "float32")
     assert list(model["sha256"]) == ["model.safetensors"]
     assert result["num_written"] == 3
-    text = (pictures / "blue.txt").read_text()
+    text = (image_dir / "blue.txt").read_text()
     assert text == f"mystyle, {shown[0]['after'][0]}\n"
     assert len(text.split()) > 1
 
 
-def test_captions_become_prose_in_a_jsonl(runs: Runs, captioners: dict[str, Path], pictures: Path):
-    jsonl = pictures / "set.jsonl"
+def test_captions_become_prose_in_a_jsonl(runs: Runs, captioners: dict[str, Path], image_dir: Path):
+    jsonl = image_dir / "set.jsonl"
     tags = {"caption_or_tags": "a, b", "is_tag_based": True}
     rows = [{"filename": f"{name}.png"} | tags for name in ("red", "blue")]
     jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -139,7 +139,7 @@ def test_captions_become_prose_in_a_jsonl(runs: Runs, captioners: dict[str, Path
     assert not any(row["is_tag_based"] for row in replaced)
 
 
-def test_large_pictures_are_scaled_down_first(captioners: dict[str, Path]):
+def test_large_images_are_scaled_down_first(captioners: dict[str, Path]):
     config = CaptionConfig.model_validate({"data_path": "unused", "max_side": 64})
     writer = CaptionWriter(captioners["chat"], config, {})
     assert writer.prepare(encoded(Image.new("RGB", (400, 100)), "PNG")).shape == (16, 64, 3)
@@ -158,18 +158,18 @@ PLACED = LLAMA.replace("{{ message.content | trim }}", "{{ '<image> ' + message.
 @pytest.mark.parametrize(
     "template", [LLAMA, JOINED, PLACED], ids=["lists printed", "texts only", "own token"]
 )
-def test_templates_that_know_texts_alone_see_the_picture_once(tmp_path: Path, template: str):
+def test_templates_that_support_only_text_get_the_image_once(tmp_path: Path, template: str):
     captioner = load_captioner(write_chat(tmp_path / "texts", template), CPU, torch.float32)
     question = Question(prompt="describe this", system_prompt="", max_tokens=8)
-    answers = captioner.describe(some_pictures(), question, seed=0)
+    answers = captioner.describe(some_images(), question, seed=0)
     assert len(set(answers)) > 1
-    assert [captioner.describe([one], question, seed=0)[0] for one in some_pictures()] == answers
+    assert [captioner.describe([one], question, seed=0)[0] for one in some_images()] == answers
 
 
-def test_a_template_without_a_place_for_text_is_told(tmp_path: Path):
+def test_a_template_without_a_place_for_text_is_reported(tmp_path: Path):
     captioner = load_captioner(write_chat(tmp_path / "deaf", "hello :"), CPU, torch.float32)
     with pytest.raises(WeightsError, match="no place for an image"):
-        captioner.describe(some_pictures(), Question(prompt="describe"), seed=0)
+        captioner.describe(some_images(), Question(prompt="describe"), seed=0)
 
 
 BAD = {
@@ -186,9 +186,9 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "told"), BAD.values(), ids=list(BAD))
-def test_wrong_files_are_told_and_code_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes | None], told: str
+@pytest.mark.parametrize(("files", "message"), BAD.values(), ids=list(BAD))
+def test_wrong_files_are_reported_and_code_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes | None], message: str
 ):
     folder = write_chat(tmp_path / "bad")
     monkeypatch.chdir(tmp_path)
@@ -197,12 +197,12 @@ def test_wrong_files_are_told_and_code_is_never_run(
             (folder / name).unlink()
         else:
             (folder / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         load_captioner(folder, CPU, torch.float32)
     assert not (tmp_path / "owned").exists()
 
 
-def test_weights_that_lack_some_are_not_filled_up_by_chance(tmp_path: Path):
+def test_missing_weights_are_not_filled_with_random_numbers(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     folder = write_chat(tmp_path / "part")
@@ -226,18 +226,20 @@ def test_a_model_that_needs_torchvision_says_so(tmp_path: Path):
         load_captioner(folder, CPU, torch.float32)
 
 
-def test_a_model_that_does_not_chat_is_told(tmp_path: Path):
+def test_a_model_that_does_not_chat_is_reported(tmp_path: Path):
     with pytest.raises(WeightsError, match="llava is neither BLIP nor Florence-2, and has no chat template"):
         load_captioner(write_chat(tmp_path / "mute", template=None), CPU, torch.float32)
 
 
 @pytest.mark.slow
-def test_a_captioning_run_is_a_process_without_noise(runs: Runs, captioners: dict[str, Path], pictures: Path):
-    config = {"data_path": str(pictures), "model_path": str(captioners["florence2"]), "max_tokens": 4}
+def test_a_captioning_run_is_a_process_without_noise(
+    runs: Runs, captioners: dict[str, Path], image_dir: Path
+):
+    config = {"data_path": str(image_dir), "model_path": str(captioners["florence2"]), "max_tokens": 4}
     run_dir = runs.new("caption", **config)
     command = ALL["caption"].command(run_dir, resume=False).argv
     assert command[0] == sys.executable
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    assert len(list(pictures.glob("*.txt"))) == 3
+    assert len(list(image_dir.glob("*.txt"))) == 3

@@ -1,4 +1,4 @@
-"""What holds for every run that writes captions: modes, previews, resume, undo, bad pictures."""
+"""Rules for every run that writes captions: modes, previews, resume, undo, bad images."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def bomb(width: int, height: int) -> bytes:
         ("prepend", "sea, ^_^", "blue theme, long hair, 1girl, sea, ^_^\n"),
     ],
 )
-def test_captions_that_are_there_are_treated_as_asked(
-    tag: Tag, pictures: Path, existing: str, there: str, written: str
+def test_existing_captions_are_treated_as_requested(
+    tag: Tag, image_dir: Path, existing: str, there: str, written: str
 ):
-    (pictures / "blue.txt").write_text(there)
+    (image_dir / "blue.txt").write_text(there)
     tag(existing=existing)
-    assert (pictures / "blue.txt").read_text() == written
+    assert (image_dir / "blue.txt").read_text() == written
 
 
-def test_the_trigger_word_stands_first_and_once(tag: Tag, pictures: Path):
-    (pictures / "blue.txt").write_text("sea")
+def test_the_trigger_word_stands_first_and_once(tag: Tag, image_dir: Path):
+    (image_dir / "blue.txt").write_text("sea")
     for _again in range(2):
         tag(existing="append", trigger="mystyle")
-        assert (pictures / "blue.txt").read_text() == f"mystyle, sea, {BLUE_TAGS}\n"
+        assert (image_dir / "blue.txt").read_text() == f"mystyle, sea, {BLUE_TAGS}\n"
 
 
-def test_files_are_named_as_the_data_set_reads_them(tag: Tag, tmp_path: Path):
+def test_files_are_named_as_the_dataset_reads_them(tag: Tag, tmp_path: Path):
     folder = paint(tmp_path / "set", a=BLUE)
     Image.new("RGB", (9, 9), RED).save(folder / "a.webp")
     paint(folder / "deep" / "er", b=GREEN, c=BLUE)
@@ -75,11 +75,11 @@ def test_files_are_named_as_the_data_set_reads_them(tag: Tag, tmp_path: Path):
     assert (folder / "deep" / "er" / "c.png.caption").read_text() == f"mine, {BLUE_TAGS}\n"
 
 
-def test_a_preview_shows_some_pictures_of_the_whole_set_and_touches_nothing(tag: Tag, pictures: Path):
-    (pictures / "red.txt").write_text("mine")
-    before = snapshot(pictures)
+def test_a_preview_shows_some_images_of_the_whole_dataset_and_changes_nothing(tag: Tag, image_dir: Path):
+    (image_dir / "red.txt").write_text("mine")
+    before = snapshot(image_dir)
     result = tag(preview=2, existing="append")
-    assert snapshot(pictures) == before
+    assert snapshot(image_dir) == before
     shown = {one["image"]: one for one in result["preview"]}
     assert shown.keys() == {"blue.png", "green.png"}
     assert shown["blue.png"]["after"] == [BLUE_TAGS]
@@ -87,17 +87,17 @@ def test_a_preview_shows_some_pictures_of_the_whole_set_and_touches_nothing(tag:
     everything = tag(preview=100)["preview"]
     assert [one["is_kept"] for one in everything] == [False, False, True]
     assert everything[2]["before"] == ["mine"]
-    assert snapshot(pictures) == before
+    assert snapshot(image_dir) == before
 
 
-def test_pictures_that_cannot_be_used_are_named_and_counted(runs: Runs, tagger: Path, pictures: Path):
-    (pictures / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    (pictures / "bomb.png").write_bytes(bomb(20_000, 10_000))
-    (pictures / "green.txt").write_bytes(b"\xc3\x28 no text")
+def test_images_that_cannot_be_used_are_named_and_counted(runs: Runs, tagger: Path, image_dir: Path):
+    (image_dir / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (image_dir / "bomb.png").write_bytes(bomb(20_000, 10_000))
+    (image_dir / "green.txt").write_bytes(b"\xc3\x28 no text")
     run_dir = runs.new(
-        "tag", data_path=str(pictures), model_path=str(tagger), existing="append", batch_size=2
+        "tag", data_path=str(image_dir), model_path=str(tagger), existing="append", batch_size=2
     )
-    result = runs.go_on(run_dir)
+    result = runs.resume(run_dir)
     reasons = {one["image"]: one["reason"] for one in result["unusable"]}
     assert reasons.keys() == {"damaged.jpg", "bomb.png", "green.png"}
     assert "200 megapixels" in reasons["bomb.png"]
@@ -105,7 +105,7 @@ def test_pictures_that_cannot_be_used_are_named_and_counted(runs: Runs, tagger: 
     assert {event["file"] for event in events_of(run_dir, "skipped")} == reasons.keys()
     assert result["num_unusable"] == 3
     assert result["num_written"] == 2
-    assert (pictures / "green.txt").read_bytes() == b"\xc3\x28 no text"
+    assert (image_dir / "green.txt").read_bytes() == b"\xc3\x28 no text"
 
 
 def test_a_folder_of_nothing_usable_fails(tag: Tag, tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_folder_of_nothing_usable_fails(tag: Tag, tmp_path: Path):
         tag(data_path=str(folder))
 
 
-def test_data_that_is_not_there_is_told_before_the_run(tmp_path: Path):
+def test_missing_data_is_reported_before_the_run(tmp_path: Path):
     (tmp_path / "list.csv").touch()
     for config, path in [
         ({"data_path": str(tmp_path / "nowhere")}, "data_path"),
@@ -130,28 +130,30 @@ def test_data_that_is_not_there_is_told_before_the_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize("existing", ["append", "replace", "skip"])
-def test_a_run_done_again_changes_nothing(runs: Runs, tagger: Path, pictures: Path, existing: str):
-    (pictures / "red.txt").write_text("mine")
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger), existing=existing)
-    first, after = runs.go_on(run_dir), snapshot(pictures)
-    assert runs.go_on(run_dir) == first
-    assert snapshot(pictures) == after
+def test_a_run_done_again_changes_nothing(runs: Runs, tagger: Path, image_dir: Path, existing: str):
+    (image_dir / "red.txt").write_text("mine")
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger), existing=existing)
+    first, after = runs.resume(run_dir), snapshot(image_dir)
+    assert runs.resume(run_dir) == first
+    assert snapshot(image_dir) == after
 
 
-def test_what_was_noted_and_not_written_is_written_next_time(runs: Runs, tagger: Path, pictures: Path):
+def test_captions_that_were_recorded_and_not_written_are_written_next_time(
+    runs: Runs, tagger: Path, image_dir: Path
+):
     """As a kill leaves it: between noting a change and writing the file, or in the middle of a note."""
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger), existing="append")
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger), existing="append")
     notes = [
         {"place": "blue.txt", "name": "blue.png", "before": None, "after": "noted before the kill\n"},
         {"place": "green.txt", "name": "green.png", "before": None, "after": "ours\n"},
     ]
     torn = '{"place": "red.txt", "name": "red.png", "bef'
     (run_dir.path / CHANGES).write_text("".join(json.dumps(note) + "\n" for note in notes) + torn)
-    (pictures / "green.txt").write_text("somebody else's\n")
-    result = runs.go_on(run_dir)
-    assert (pictures / "blue.txt").read_text() == "noted before the kill\n"
-    assert (pictures / "green.txt").read_text() == "somebody else's\n"
-    assert (pictures / "red.txt").read_text().startswith("fox (forest story), ")
+    (image_dir / "green.txt").write_text("somebody else's\n")
+    result = runs.resume(run_dir)
+    assert (image_dir / "blue.txt").read_text() == "noted before the kill\n"
+    assert (image_dir / "green.txt").read_text() == "somebody else's\n"
+    assert (image_dir / "red.txt").read_text().startswith("fox (forest story), ")
     assert result["changed_meanwhile"] == ["green.txt"]
     assert len((run_dir.path / CHANGES).read_text().splitlines()) == 3
 
@@ -193,7 +195,9 @@ def test_a_run_killed_and_resumed_does_nothing_twice_and_loses_nothing(
 
 
 @pytest.mark.slow
-def test_a_run_asked_to_stop_stops_between_batches_and_goes_on(runs: Runs, tagger: Path, tmp_path: Path):
+def test_a_requested_stop_happens_between_batches_and_the_run_continues(
+    runs: Runs, tagger: Path, tmp_path: Path
+):
     folder = paint(tmp_path / "many", **{f"p{i:03d}": BLUE for i in range(150)})
     run_dir = runs.new("tag", data_path=str(folder), model_path=str(tagger), batch_size=1)
     process = subprocess.Popen(ALL["tag"].command(run_dir, resume=False).argv)
@@ -209,56 +213,56 @@ def test_a_run_asked_to_stop_stops_between_batches_and_goes_on(runs: Runs, tagge
     assert events_of(run_dir, "progress")[-1]["step"] == 150
 
 
-def test_undo_puts_back_what_was_there_and_nothing_else(runs: Runs, tagger: Path, pictures: Path):
-    (pictures / "blue.txt").write_bytes("\ufeffmeer, été\r\n".encode())
-    (pictures / "red.txt").write_bytes(b"rose \xe9 latin-1")
-    before = snapshot(pictures)
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger), existing="replace")
-    assert runs.go_on(run_dir)["num_unusable"] == 1, "what is no text is not replaced"
-    after = snapshot(pictures)
+def test_undo_restores_the_old_captions_and_nothing_else(runs: Runs, tagger: Path, image_dir: Path):
+    (image_dir / "blue.txt").write_bytes("\ufeffmeer, été\r\n".encode())
+    (image_dir / "red.txt").write_bytes(b"rose \xe9 latin-1")
+    before = snapshot(image_dir)
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger), existing="replace")
+    assert runs.resume(run_dir)["num_unusable"] == 1, "what is no text is not replaced"
+    after = snapshot(image_dir)
     assert after.keys() - before.keys() == {"green.txt"}
-    undo = {"data_path": str(pictures), "run_path": str(run_dir.path)}
+    undo = {"data_path": str(image_dir), "run_path": str(run_dir.path)}
     assert runs("restore-captions", **undo) == {"num_restored": 2, "changed_meanwhile": []}
-    assert snapshot(pictures) == before
-    runs.go_on(run_dir)
-    assert snapshot(pictures) == after, "resumed, it is done again"
-    (pictures / "blue.txt").write_text("mine now")
+    assert snapshot(image_dir) == before
+    runs.resume(run_dir)
+    assert snapshot(image_dir) == after, "resumed, it is done again"
+    (image_dir / "blue.txt").write_text("mine now")
     assert runs("restore-captions", **undo) == {"num_restored": 1, "changed_meanwhile": ["blue.txt"]}
-    assert (pictures / "blue.txt").read_text() == "mine now"
+    assert (image_dir / "blue.txt").read_text() == "mine now"
 
 
-def test_a_run_that_still_writes_is_not_undone(runs: Runs, tagger: Path, pictures: Path):
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
-    runs.go_on(run_dir)
+def test_a_run_that_still_writes_is_not_undone(runs: Runs, tagger: Path, image_dir: Path):
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger))
+    runs.resume(run_dir)
     noted = (run_dir.path / CHANGES).read_bytes()
     with run_dir.locked(), pytest.raises(RunError, match="is running"):
-        runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
+        runs("restore-captions", data_path=str(image_dir), run_path=str(run_dir.path))
     assert (run_dir.path / CHANGES).read_bytes() == noted
 
 
 def test_undo_writes_to_no_other_data_than_the_run_did(
-    runs: Runs, tagger: Path, pictures: Path, tmp_path: Path
+    runs: Runs, tagger: Path, image_dir: Path, tmp_path: Path
 ):
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
-    runs.go_on(run_dir)
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger))
+    runs.resume(run_dir)
     with pytest.raises(ConfigError, match="wrote to"):
         runs("restore-captions", data_path=str(tmp_path), run_path=str(run_dir.path))
     crafted = {"place": "../victim.txt", "name": "x", "before": "owned", "after": None}
     (run_dir.path / CHANGES).write_text(json.dumps(crafted) + "\n")
     with pytest.raises(DataError, match="leads out of"):
-        runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
+        runs("restore-captions", data_path=str(image_dir), run_path=str(run_dir.path))
     crafted["place"] = "model.py"
     (run_dir.path / CHANGES).write_text(json.dumps(crafted) + "\n")
     with pytest.raises(DataError, match=r"is not a \.txt file"):
-        runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
+        runs("restore-captions", data_path=str(image_dir), run_path=str(run_dir.path))
     assert not (tmp_path / "victim.txt").exists()
-    problems = ALL["restore-captions"].check({"data_path": str(pictures), "run_path": str(tmp_path)})
+    problems = ALL["restore-captions"].check({"data_path": str(image_dir), "run_path": str(tmp_path)})
     assert [problem.where for problem in problems] == ["run_path"]
 
 
 @pytest.fixture
-def jsonl(pictures: Path) -> Path:
-    """Rows with and without captions, one picture twice, one not there, and lines that are no rows."""
+def jsonl(image_dir: Path) -> Path:
+    """Rows with and without captions, one image twice, one missing, and lines that are no rows."""
     rows = [
         {"filename": "blue.png", "caption_or_tags": "sea", "width": 20, "height": 20, "is_tag_based": False},
         {"filename": "red.png", "width": 20, "height": 20},
@@ -273,7 +277,7 @@ def jsonl(pictures: Path) -> Path:
     ]
     lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
     lines[2:2] = ["", "not JSON", '{"caption_or_tags": "no name"}']
-    path = pictures / "set.jsonl"
+    path = image_dir / "set.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -286,7 +290,7 @@ def rows_of(path: Path) -> list[Any]:
 RED_TAGS = "fox (forest story), red theme, ^_^, long hair, 1girl"
 
 
-def test_rows_get_their_captions_and_keep_the_rest(tag: Tag, jsonl: Path, pictures: Path):
+def test_rows_get_their_captions_and_keep_the_rest(tag: Tag, jsonl: Path, image_dir: Path):
     before = rows_of(jsonl)
     result = tag(data_path=str(jsonl), existing="append")
     after = rows_of(jsonl)
@@ -300,7 +304,7 @@ def test_rows_get_their_captions_and_keep_the_rest(tag: Tag, jsonl: Path, pictur
     assert result["num_written"] == 4
     places = [one["image"] for one in result["unusable"]]
     assert places == ["set.jsonl:4", "set.jsonl:5", "missing.png"]
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_dir.glob("*.txt"))
 
 
 def test_rows_with_captions_are_skipped_or_replaced(tag: Tag, jsonl: Path):
@@ -316,7 +320,7 @@ def test_rows_with_captions_are_skipped_or_replaced(tag: Tag, jsonl: Path):
 def test_undo_gives_the_jsonl_back_byte_for_byte(runs: Runs, tagger: Path, jsonl: Path):
     before = jsonl.read_bytes()
     run_dir = runs.new("tag", data_path=str(jsonl), model_path=str(tagger), existing="replace")
-    runs.go_on(run_dir)
+    runs.resume(run_dir)
     assert jsonl.read_bytes() != before
     runs("restore-captions", data_path=str(jsonl), run_path=str(run_dir.path))
     assert jsonl.read_bytes() == before
@@ -329,15 +333,15 @@ def test_rows_edited_meanwhile_stay_as_they_were_edited(runs: Runs, tagger: Path
     mine = '"red.png","caption_or_tags":"mine","width"'
     edited = jsonl.read_text(encoding="utf-8").replace('"red.png","width"', mine)
     jsonl.write_text(edited, encoding="utf-8")
-    result = runs.go_on(run_dir)
+    result = runs.resume(run_dir)
     assert rows_of(jsonl)[1]["caption_or_tags"] == "mine"
     assert result["changed_meanwhile"] == ["set.jsonl:2"]
     assert "not overwritten" in events_of(run_dir, "warning")[0]["message"]
 
 
-def test_an_unwritable_folder_is_told_and_left_alone(runs: Runs, tagger: Path, pictures: Path):
-    (pictures / "blue.txt").mkdir()
-    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
-    result = runs.go_on(run_dir)
+def test_an_unwritable_folder_is_reported_and_left_unchanged(runs: Runs, tagger: Path, image_dir: Path):
+    (image_dir / "blue.txt").mkdir()
+    run_dir = runs.new("tag", data_path=str(image_dir), model_path=str(tagger))
+    result = runs.resume(run_dir)
     assert [one["image"] for one in result["unusable"]] == ["blue.png"]
     assert result["num_written"] == 2

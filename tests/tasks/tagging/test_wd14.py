@@ -40,15 +40,15 @@ def described(scores: dict[str, float], **rules: Any) -> str:
 
 def test_the_network_sees_blue_first_and_levels_up_to_255(tagger: Path):
     one = Wd14Tagger(tagger, config(device="cpu"), {})
-    picture = encoded(Image.new("RGB", (16, 16), (51, 102, 255)), "PNG")
-    (row,) = one.probabilities([one.prepare(picture)])
+    image = encoded(Image.new("RGB", (16, 16), (51, 102, 255)), "PNG")
+    (row,) = one.probabilities([one.prepare(image)])
     by_name = dict(zip((label.name for label in LABELS), row.tolist(), strict=True))
     assert by_name["blue_theme"] == pytest.approx(probability(6), abs=1e-5)
     assert by_name["green_theme"] == pytest.approx(probability(12 * 0.4 - 6), abs=1e-5)
     assert by_name["red_theme"] == pytest.approx(probability(12 * 0.2 - 6), abs=1e-5)
 
 
-def test_pictures_stand_in_the_middle_of_a_white_square():
+def test_images_are_in_the_middle_of_a_white_square():
     square = to_square(encoded(Image.new("RGB", (16, 8), "#0000ff"), "PNG"), 16, 1.0)
     assert square.shape == (16, 16, 3)
     assert square.dtype == np.float32
@@ -56,29 +56,29 @@ def test_pictures_stand_in_the_middle_of_a_white_square():
     assert (square[4:12] == [255, 0, 0]).all(), "blue first"
 
 
-def test_what_shines_through_is_white():
+def test_transparent_areas_are_white():
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     assert (to_square(encoded(clear, "PNG"), 8, 1.0) == 255).all()
 
 
 def test_preprocessing_is_that_of_the_published_app_to_the_last_level():
     draw = np.random.default_rng(3)
-    picture = Image.fromarray(draw.integers(0, 256, (61, 37, 4), dtype=np.uint8), "RGBA")
-    white = Image.new("RGBA", picture.size, (255, 255, 255))
-    white.alpha_composite(picture)
+    image = Image.fromarray(draw.integers(0, 256, (61, 37, 4), dtype=np.uint8), "RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255))
+    white.alpha_composite(image)
     square = Image.new("RGB", (61, 61), (255, 255, 255))
     square.paste(white.convert("RGB"), (12, 0))
     expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC), np.float32)[:, :, ::-1]
-    assert np.array_equal(to_square(encoded(picture, "PNG"), 16, 1.0), expected)
+    assert np.array_equal(to_square(encoded(image, "PNG"), 16, 1.0), expected)
 
 
-def test_pictures_stand_upright():
+def test_images_are_upright():
     square = to_square(turned("JPEG", 6), 120, 1.0)
     assert square[10, 85].max() < 60, "the dark corner is at the upper right"
     assert square[10, 35].min() > 200
 
 
-def test_large_pictures_look_as_if_they_were_scaled_at_once():
+def test_large_images_are_as_if_they_were_scaled_at_once():
     gradient = Image.linear_gradient("L").resize((1200, 900)).convert("RGB")
     padded = Image.new("RGB", (1200, 1200), "white")
     padded.paste(gradient, (0, 150))
@@ -88,17 +88,17 @@ def test_large_pictures_look_as_if_they_were_scaled_at_once():
     assert np.abs(found - expected)[inner].max() < 4
 
 
-def test_a_network_for_one_picture_at_a_time_is_used_so(tmp_path: Path):
+def test_a_network_for_one_image_at_a_time_gets_one_at_a_time(tmp_path: Path):
     folder = write_tagger(tmp_path / "single", batch=1)
     one = Wd14Tagger(folder, config(batch_size=8), {})
-    pictures = [one.prepare(encoded(Image.new("RGB", (9, 9), c), "PNG")) for c in ("red", "blue", "lime")]
-    assert one.probabilities(pictures).shape == (3, len(LABELS))
+    images = [one.prepare(encoded(Image.new("RGB", (9, 9), c), "PNG")) for c in ("red", "blue", "lime")]
+    assert one.probabilities(images).shape == (3, len(LABELS))
 
 
-def test_tags_are_written_by_probability_with_spaces(tag: Tag, pictures: Path):
+def test_tags_are_written_by_probability_with_spaces(tag: Tag, image_dir: Path):
     result = tag()
-    assert (pictures / "blue.txt").read_text() == f"{PLAIN}\n"
-    assert (pictures / "red.txt").read_text() == "fox (forest story), red theme, ^_^, long hair, 1girl\n"
+    assert (image_dir / "blue.txt").read_text() == f"{PLAIN}\n"
+    assert (image_dir / "red.txt").read_text() == "fox (forest story), red theme, ^_^, long hair, 1girl\n"
     assert result["num_written"] == 3
     assert result["model"]["kind"] == "wd14"
     assert set(result["model"]["sha256"]) == {"model.onnx", "selected_tags.csv"}
@@ -164,17 +164,17 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "told"), BAD_FILES.values(), ids=list(BAD_FILES))
-def test_wrong_model_files_are_told(
-    tag: Tag, tagger: Path, pictures: Path, name: str, content: bytes, told: str
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=list(BAD_FILES))
+def test_wrong_model_files_are_reported(
+    tag: Tag, tagger: Path, image_dir: Path, name: str, content: bytes, message: str
 ):
     (tagger / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=told.replace(".", r"\.")):
+    with pytest.raises(WeightsError, match=message.replace(".", r"\.")):
         tag()
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_dir.glob("*.txt"))
 
 
-def test_a_network_for_something_else_is_told(tmp_path: Path):
+def test_a_network_for_another_purpose_is_reported(tmp_path: Path):
     folder = write_tagger(tmp_path / "wide", side=16)
     network = (folder / "model.onnx").read_bytes()
     square, oblong = value("input", ["N", 16, 16, 3]), value("input", ["N", 17, 16, 3])
@@ -184,7 +184,7 @@ def test_a_network_for_something_else_is_told(tmp_path: Path):
         Wd14Tagger(folder, config(), {})
 
 
-def test_a_device_that_is_not_there_is_told(tagger: Path):
+def test_a_missing_device_is_reported(tagger: Path):
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -193,9 +193,9 @@ def test_a_device_that_is_not_there_is_told(tagger: Path):
         Wd14Tagger(tagger, config(device="cuda"), {})
 
 
-def test_missing_model_files_are_told_before_the_run(tmp_path: Path, pictures: Path):
+def test_missing_model_files_are_reported_before_the_run(tmp_path: Path, image_dir: Path):
     (tmp_path / "empty").mkdir()
-    problems = ALL["tag"].check({"data_path": str(pictures), "model_path": str(tmp_path / "empty")})
+    problems = ALL["tag"].check({"data_path": str(image_dir), "model_path": str(tmp_path / "empty")})
     assert {str(problem) for problem in problems} == {
         f"model_path: {tmp_path / 'empty'} has no model.onnx.",
         f"model_path: {tmp_path / 'empty'} has no selected_tags.csv.",

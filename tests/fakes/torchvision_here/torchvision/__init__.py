@@ -1,4 +1,4 @@
-"""What sd-scripts uses of torchvision, for machines that have no build of it: see sd15.py."""
+"""The parts of torchvision that sd-scripts uses, for machines that have no build of it: see sd15.py."""
 
 from torchvision import transforms
 

@@ -1,4 +1,4 @@
-"""Pictures as tensors, as torchvision's own do it."""
+"""Images as tensors, as torchvision's own do it."""
 
 import numpy
 import torch
