@@ -186,7 +186,7 @@ def test_no_run_keeps_a_device_that_it_does_not_use(studio_at: Callable[..., Stu
     assert refused.status_code == 422
     (place,) = refused.json()["errors"]
     assert place["where"] == "/devices"
-    assert "choose one" in place["detail"]
+    assert place["hint"] == "Choose one device."
     made = studio.post("/api/tasks/hash/start", body | {"devices": ["cuda:3"]}, 201)
     assert made["devices"] == ["cuda:3"]
     studio.wait(made["id"], "finished")
