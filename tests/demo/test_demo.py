@@ -105,8 +105,8 @@ def test_the_judge_sees_nothing_in_other_images(found: list[Drawing]) -> None:
 
 def test_the_score_counts_colour_and_shape_together() -> None:
     red = Image.fromarray(example("1F534", SIZE))
-    asked = {("red", "circle", 1): red, ("red", "square", 1): red, ("blue", "circle", 1): red}
-    counted = score(asked)
+    images = {("red", "circle", 1): red, ("red", "square", 1): red, ("blue", "circle", 1): red}
+    counted = score(images)
     assert (counted.right, counted.right_colour, counted.total) == (1, 2, 3)
     assert Verdict("red", "circle") == judge(np.asarray(red))
 

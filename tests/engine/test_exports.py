@@ -199,9 +199,11 @@ def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
     assert [message in problem.text for problem in found] == [True]
     assert main(["preflight", str(path), "--json"]) != 0
     listed = [
-        one for one in json.loads(capsys.readouterr().out)["problems"] if one["where"] == f"model.{key}"
+        problem
+        for problem in json.loads(capsys.readouterr().out)["problems"]
+        if problem["where"] == f"model.{key}"
     ]
-    assert [message in one["message"] for one in listed] == [True]
+    assert [message in problem["message"] for problem in listed] == [True]
     with pytest.raises(ConfigError, match=message):
         build(RunConfig.model_validate(config), Ranks())
 

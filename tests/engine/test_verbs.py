@@ -79,11 +79,11 @@ def test_sample_generates_the_requested_images(trained, tmp_path, capsys):
 def test_sample_takes_an_exported_adapter_and_a_config(trained, config_file, tmp_path, form, capsys):
     adapter = tmp_path / "fox.safetensors"
     assert main(["export", str(trained.path), "--format", form, "-o", str(adapter)]) == 0
-    asked = ["--prompt", "red bar", "--size", "32x32", "--steps", "2", "--cfg", "2"]
-    assert main(["sample", str(trained.path), *asked, "-o", str(tmp_path / "run")]) == 0
-    assert main(["sample", str(adapter), *asked, "-o", str(tmp_path / "none")]) == 2
+    options = ["--prompt", "red bar", "--size", "32x32", "--steps", "2", "--cfg", "2"]
+    assert main(["sample", str(trained.path), *options, "-o", str(tmp_path / "run")]) == 0
+    assert main(["sample", str(adapter), *options, "-o", str(tmp_path / "none")]) == 2
     assert "--config" in capsys.readouterr().err
-    arguments = ["sample", str(adapter), "--config", str(config_file), *asked, "-o", str(tmp_path / "file")]
+    arguments = ["sample", str(adapter), "--config", str(config_file), *options, "-o", str(tmp_path / "file")]
     assert main(arguments) == 0
     images = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
     # Adapters are kept in float32; diffusers' layers are cut and joined again.

@@ -109,17 +109,17 @@ def test_second_order_pays_for_itself(name: str):
 
 
 @EVERY
-def test_the_model_is_asked_at_the_levels_that_it_can_answer(name: str):
-    asked: list[float] = []
+def test_the_model_is_called_at_levels_that_it_supports(name: str):
+    levels: list[float] = []
 
     def model(x: Tensor, level: float) -> Tensor:
-        asked.append(level)
+        levels.append(level)
         return x / level
 
     SAMPLERS[name](model, NOISE, schedule(5, 256))
-    assert asked[0] == 1.0
-    assert all(0 < level <= 1 for level in asked)
-    assert len(asked) == {"euler": 5, "heun": 9, "midpoint": 10, "dpmpp_2m": 5}[name]
+    assert levels[0] == 1.0
+    assert all(0 < level <= 1 for level in levels)
+    assert len(levels) == {"euler": 5, "heun": 9, "midpoint": 10, "dpmpp_2m": 5}[name]
 
 
 @EVERY

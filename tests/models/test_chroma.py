@@ -146,7 +146,7 @@ def test_every_kind_of_checkpoint_is_the_same_network(
     assert read_chroma_params(path) == model.params == TINY
 
 
-def test_it_arrives_in_the_dtype_asked_for_ready_to_train(tiny_chroma_path: Path):
+def test_it_arrives_in_the_requested_dtype_ready_to_train(tiny_chroma_path: Path):
     model = load_chroma(tiny_chroma_path, CPU, torch.bfloat16)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

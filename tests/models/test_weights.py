@@ -172,7 +172,7 @@ def linear(rows: int = 5) -> nn.Linear:
     return nn.Linear(3, rows, device="meta")
 
 
-def test_assigned_weights_have_the_dtype_asked_for_and_outlive_the_file(tmp_path: Path):
+def test_assigned_weights_have_the_requested_dtype_and_outlive_the_file(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     tensors = {"weight": torch.randn(5, 3), "bias": torch.randn(5)}
     save_weights(path, tensors, {})

@@ -44,9 +44,9 @@ class Request(BaseHTTPRequestHandler):
         self.answer(200 if is_known else 401, {"name": "ada"} if is_known else {"error": "Invalid"})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert self.path == "/graphql"
-        assert "viewer" in asked["query"]
+        assert "viewer" in body["query"]
         is_known = self.headers["authorization"] == f"Basic {BASIC}"
         data = {"viewer": {"username": "ada"} if is_known else None}
         self.answer(200, {"data": (self.server.data or [data])[0]})

@@ -162,7 +162,7 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
 def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: str):
     config = {"loggers": [{"kind": "aim", "repo": f"aim://{host}"}]}
     verdict = studio.post("/api/flow/config", {"config": config}, 200)
-    (problem,) = [one for one in verdict["problems"] if "loggers" in one["where"]]
+    (problem,) = [item for item in verdict["problems"] if "loggers" in item["where"]]
     assert "FLOWLOOM_PRIVATE_HOSTS" in problem["detail"]
 
 
@@ -266,9 +266,9 @@ def test_a_page_is_not_forwarded_to_another_host(tmp_path: Path):
     for page in (tmp_path / "index.html", tmp_path / "runs" / "index.html", tmp_path / "404.html"):
         page.write_text("<!doctype html>")
 
-    async def asked() -> httpx.Response:
+    async def get_page() -> httpx.Response:
         transport = httpx.ASGITransport(Pages(folder=tmp_path))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get("http://127.0.0.1//runs")
 
-    assert asyncio.run(asked()).headers["location"] == "/runs/"
+    assert asyncio.run(get_page()).headers["location"] == "/runs/"

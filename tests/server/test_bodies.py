@@ -54,10 +54,10 @@ def test_no_body_of_a_request_holds_up_the_loop(served: Served, kind: str):
 
     def send() -> None:
         headers = {"content-type": "application/json"}
-        asked = served.http.post("/api/datasets/fox/edits/preview", content=content, headers=headers)
-        assert asked.headers["content-type"].startswith("application/")
-        assert len(asked.content) < 100_000
-        answers.add(asked.status_code)
+        answer = served.http.post("/api/datasets/fox/edits/preview", content=content, headers=headers)
+        assert answer.headers["content-type"].startswith("application/")
+        assert len(answer.content) < 100_000
+        answers.add(answer.status_code)
 
     assert served.lag_of(send) < LIMIT_S
     assert answers == {status}

@@ -35,8 +35,8 @@ def fox(one_studio: Studio, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def images(studio: Studio, name: str, **asked: Any) -> list[str]:
-    return [one["item"] for one in studio.get(f"/api/datasets/{name}/images", **asked)["images"]]
+def images(studio: Studio, name: str, **filters: Any) -> list[str]:
+    return [one["item"] for one in studio.get(f"/api/datasets/{name}/images", **filters)["images"]]
 
 
 def test_folders_jsonls_and_links_are_datasets(studio_at: Callable[..., Studio], tmp_path: Path):
@@ -108,7 +108,7 @@ def test_a_page_shows_images_with_captions_and_sizes(one_studio: Studio, fox: Pa
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("filters", "found"),
     [
         ({"tags": "FOX"}, ["1.png", "den/3.webp"]),
         ({"tags": ["fox", "snow"]}, ["1.png"]),
@@ -124,9 +124,9 @@ def test_a_page_shows_images_with_captions_and_sizes(one_studio: Studio, fox: Pa
     ],
 )
 def test_images_are_found_by_every_filter(
-    one_studio: Studio, fox: Path, asked: dict[str, Any], found: list[str]
+    one_studio: Studio, fox: Path, filters: dict[str, Any], found: list[str]
 ):
-    assert images(one_studio, fox.name, **asked) == found
+    assert images(one_studio, fox.name, **filters) == found
 
 
 def test_changes_by_others_are_seen(one_studio: Studio, fox: Path):

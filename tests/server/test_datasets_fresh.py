@@ -155,10 +155,10 @@ def test_the_preflight_reports_an_outdated_jsonl(
     studio, folder = one_studio, one_studio.home / "data" / fox
     studio.post(f"/api/datasets/{fox}/convert", {}, 200)
     data = {"jsonl_metadata_path": str(folder) + ".jsonl", "image_folder_path": str(folder)}
-    asked = {"config": tiny_config(dataloader=data), "samples_per_s": 1.0}
-    assert studio.post("/api/flow/preflight", asked, 200)["hints"] == []
+    request = {"config": tiny_config(dataloader=data), "samples_per_s": 1.0}
+    assert studio.post("/api/flow/preflight", request, 200)["hints"] == []
     write_caption(studio, fox, "2.png", "edited")
-    (hint,) = studio.post("/api/flow/preflight", asked, 200)["hints"]
+    (hint,) = studio.post("/api/flow/preflight", request, 200)["hints"]
     assert hint.startswith(f"{folder}.jsonl is outdated: 1 row differs")
 
 

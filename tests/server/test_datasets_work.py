@@ -56,7 +56,7 @@ def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
     assert not list((one_studio.home / ".flowloom" / "answers").iterdir())
 
 
-def test_a_folder_of_unclear_form_is_asked_about(one_studio: Studio, fox: str):
+def test_a_folder_of_unclear_form_raises_a_question(one_studio: Studio, fox: str):
     folder = one_studio.home / "data" / f"{fox.rpartition('/')[2]} numbered"
     for name in ("1_front", "2_back"):
         make_images(folder / name, 2)

@@ -214,7 +214,7 @@ def test_runs_without_a_name_that_start_in_one_second_are_all_made(studio: Studi
         studio.wait(name, "finished")
 
 
-def test_of_two_who_want_one_name_one_gets_it(studio: Studio):
+def test_of_two_runs_with_the_same_name_only_one_starts(studio: Studio):
     (studio.home / "data").mkdir()
     (studio.home / "data" / "x").touch()
     config = {"paths": [str(studio.home / "data" / "x")]}
@@ -302,7 +302,7 @@ def test_a_resume_with_changes_writes_run_json_once(
     assert written[0] == {name: value for name, value in before.items() if name not in ("config", "changed")}
 
 
-def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened: Open):
+def test_a_stop_requested_while_a_run_took_its_locks_is_not_lost(opened: Open):
     run_dir = stopped_run(opened)
     StopRequest(kind="kill", time=1.0).write(run_dir.path)
     opened.queue.submit(run_dir, [])

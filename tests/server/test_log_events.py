@@ -167,12 +167,10 @@ def test_a_failure_without_a_traceback_shows_its_last_lines(run_dir: RunDir) -> 
 ENDS = [(True, -9, "stopped"), (True, 1, "stopped"), (False, -9, "phase")]
 
 
-@pytest.mark.parametrize(("is_wished", "status", "end"), ENDS)
-def test_a_stop_that_was_asked_for_is_no_failure(
-    run_dir: RunDir, is_wished: bool, status: int, end: str
-) -> None:
+@pytest.mark.parametrize(("is_requested", "status", "end"), ENDS)
+def test_a_requested_stop_is_no_failure(run_dir: RunDir, is_requested: bool, status: int, end: str) -> None:
     writer = writer_of(run_dir)
-    if is_wished:
+    if is_requested:
         StopRequest(kind="kill", time=1.0).write(run_dir.path)
     writer.end(status)
     assert events_in(run_dir)[-1]["kind"] == end

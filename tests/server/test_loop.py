@@ -84,13 +84,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-LARGE = [asked for method, _, asked, _ in REQUESTS if method == "GET" and "{}" not in asked]
+LARGE = [url for method, _, url, _ in REQUESTS if method == "GET" and "{}" not in url]
 
 
-def ask(served: Served, method: str, asked: str, more: dict[str, Any]) -> httpx.Response:
+def ask(served: Served, method: str, url: str, more: dict[str, Any]) -> httpx.Response:
     """The answer, of a stream without end the beginning: four parts, or what comes in a second."""
     began = time.monotonic()
-    with served.http.stream(method, asked, **more) as answer:
+    with served.http.stream(method, url, **more) as answer:
         for num, _ in enumerate(answer.iter_raw()):
             is_enough = num > 3 or time.monotonic() - began > 1
             if is_enough and "event-stream" in answer.headers["content-type"]:
@@ -109,14 +109,14 @@ def test_every_route_is_requested_here(served: Served):
 
 def test_no_route_waits_for_a_file_or_a_process_in_the_loop(served: Served):
     upload, waits = "", dict[str, list[str]]()
-    for method, path, asked, more in REQUESTS:
+    for method, path, url, more in REQUESTS:
         found: list[httpx.Response] = []
-        asked = asked.format(upload) if asked == "{}" else asked
-        seen = served.watch(lambda: found.append(ask(served, method, asked, more)))  # noqa: B023
+        url = url.format(upload) if url == "{}" else url
+        seen = served.watch(lambda: found.append(ask(served, method, url, more)))  # noqa: B023
         upload = found[0].headers.get("location", upload)
         assert found[0].status_code < 500 or path.startswith("/api/hub"), (
             method,
-            asked,
+            url,
             found[0].status_code,
         )
         if seen:
@@ -142,9 +142,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", LARGE)
-def test_large_files_delay_no_other_request(large: Served, asked: str):
-    lag = large.lag_of(lambda: ask(large, "GET", asked, {}))
+@pytest.mark.parametrize("url", LARGE)
+def test_large_files_delay_no_other_request(large: Served, url: str):
+    lag = large.lag_of(lambda: ask(large, "GET", url, {}))
     assert lag < LIMIT_S
 
 
@@ -190,7 +190,7 @@ def test_fifty_clients_that_replay_a_million_events_leave_the_others_their_answe
             client.join()
 
 
-def elapsed(served: Served, asked: str) -> float:
+def elapsed(served: Served, url: str) -> float:
     began = time.monotonic()
-    served.http.get(asked).raise_for_status()
+    served.http.get(url).raise_for_status()
     return time.monotonic() - began

@@ -165,7 +165,7 @@ def test_images_and_exports_are_served_by_the_routes_of_runs(
     studio.post("/api/flow/train/start", {"config": config, "name": "fox"})
     assert studio.wait("fox")["state"] == "finished"
     source = str(studio.home / "runs" / "fox")
-    asked = {
+    config = {
         "source_path": source,
         "prompts": ["red bar", "blue bar"],
         "width": 32,
@@ -174,7 +174,7 @@ def test_images_and_exports_are_served_by_the_routes_of_runs(
         "grid": {"cfg": [1.0, 2.0]},
         "parallel": {"device": "cpu", "num_threads": 1},
     }
-    sampled = studio.post("/api/tasks/sample/start", {"config": asked})["id"]
+    sampled = studio.post("/api/tasks/sample/start", {"config": config})["id"]
     exported = studio.post("/api/tasks/export/start", {"config": {"source_path": source, "form": "kohya"}})[
         "id"
     ]
@@ -211,8 +211,8 @@ def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: C
     studio.wait("fox", "running")
     studio.post("/api/runs/fox/kill")
     assert studio.wait("fox")["can_resume"]
-    asked = {"root": "models", "path": "chroma.safetensors"}
-    refused = studio.http.delete("/api/models/file", params=asked).json()
+    params = {"root": "models", "path": "chroma.safetensors"}
+    refused = studio.http.delete("/api/models/file", params=params).json()
     assert refused["type"] == "urn:flowloom:needed-to-resume"
     assert "fox" in refused["detail"]
     assert "force" in refused["hint"]
@@ -264,13 +264,13 @@ def test_no_text_in_place_of_a_path_is_a_fault(one_studio: Studio, text: str, is
         "sample": {"prompts": [text], "source_path": text, "loras": [{"lora_path": text}]},
     }
     model = dict.fromkeys(("chroma_path", "vae_path", "t5_path", "t5_config_path", "t5_tokenizer_path"), text)
-    asked = [(f"/api/tasks/{name}/config", config) for name, config in tasks.items()]
-    asked += [("/api/models/missing", {"model": model}), ("/api/flow/config", {"model": model})]
-    asked += [
+    requests = [(f"/api/tasks/{name}/config", config) for name, config in tasks.items()]
+    requests += [("/api/models/missing", {"model": model}), ("/api/flow/config", {"model": model})]
+    requests += [
         ("/api/tasks/hash/config", {text: text}),
         ("/api/flow/config", {text: text, "model": {text: 1}}),
     ]
-    for path, config in asked:
+    for path, config in requests:
         body = json.dumps({"config": config})
         answer = one_studio.http.post(path, content=body, headers={"content-type": "application/json"})
         assert answer.status_code < 500, (path, answer.text)

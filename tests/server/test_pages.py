@@ -73,7 +73,7 @@ def test_an_address_without_its_slash_finds_the_page_and_keeps_the_query(web: Te
     assert answer.headers["location"] == "/runs/?id=fox"
 
 
-def test_hashed_files_are_kept_and_pages_asked_for_again(web: TestClient):
+def test_hashed_files_are_cached_and_pages_requested_again(web: TestClient):
     assert "immutable" in web.get("/_next/static/chunks/a1.js").headers["cache-control"]
     page = web.get("/runs/")
     assert page.headers["cache-control"] == "no-cache"

@@ -73,7 +73,7 @@ def test_aims_folder_outside_of_the_studio_is_refused(one_studio: Studio, repo: 
         ({"training": {"aim_path": repo}}, "/config/training/aim_path"),
     ):
         answer = one_studio.http.post("/api/flow/config", json={"config": config}).json()
-        (problem,) = [one for one in answer["problems"] if one["where"] == pointer]
+        (problem,) = [problem for problem in answer["problems"] if problem["where"] == pointer]
         reasons = ["outside the studio's folders", *(["a path on this machine"] if "://" in repo else [])]
         assert any(reason in problem["detail"] for reason in reasons)
 
@@ -82,4 +82,4 @@ def test_aims_folder_in_the_studio_and_its_server_are_taken(one_studio: Studio) 
     for repo in ("aim://8.8.8.8:53800", str(one_studio.home / "data" / "aim")):
         config = {"loggers": [{"kind": "aim", "repo": repo}]}
         answer = one_studio.http.post("/api/flow/config", json={"config": config}).json()
-        assert "/config/loggers/0/repo" not in {one["where"] for one in answer["problems"]}
+        assert "/config/loggers/0/repo" not in {problem["where"] for problem in answer["problems"]}

@@ -43,8 +43,8 @@ def test_a_run_of_kohya_is_checked_in_the_same_form(least_checkout: Path, tmp_pa
             "model": {"pretrained_model_name_or_path": str(model)},
             "datasets": [{"resolution": 256, "subsets": [{"image_dir": str(image_dir)}]}],
         }
-        asked = {"config": config, "samples_per_s": 2.0, "gpu_gib": 24}
-        report = studio.post("/api/kohya/preflight", asked, 200)
+        request = {"config": config, "samples_per_s": 2.0, "gpu_gib": 24}
+        report = studio.post("/api/kohya/preflight", request, 200)
         assert [problem["where"] for problem in report["problems"]] == []
         assert report["can_run"]
         data = report["data"]
@@ -61,7 +61,7 @@ def test_a_run_of_kohya_is_checked_in_the_same_form(least_checkout: Path, tmp_pa
 
 
 @pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
-def test_a_trainer_that_cannot_be_asked_says_so(one_studio: Studio, trainer: Any):
+def test_a_trainer_without_a_preflight_reports_it(one_studio: Studio, trainer: Any):
     has_preflight = {one["name"]: one["has_preflight"] for one in one_studio.get("/api/trainers")}
     assert has_preflight[trainer.name] == bool(trainer.preflight_command)
     answer = one_studio.http.post(f"/api/{trainer.name}/preflight", json={"config": {}})

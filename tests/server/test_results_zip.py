@@ -43,7 +43,7 @@ def run(one_studio: Studio) -> Path:
     return run
 
 
-def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
+def zip_entries(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
     """The entries of the zip, each checked."""
     answer = studio.http.get(f"/api/runs/{run.name}/results.zip", params=params)
     assert answer.headers["content-type"] == "application/zip"
@@ -54,7 +54,7 @@ def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
 
 
 def test_the_zip_has_the_newest_weights_images_and_records(one_studio: Studio, run: Path):
-    found = asked(one_studio, run)
+    found = zip_entries(one_studio, run)
     assert found.keys() == {
         "foxes/run.json",
         "foxes/log.txt",
@@ -67,7 +67,7 @@ def test_the_zip_has_the_newest_weights_images_and_records(one_studio: Studio, r
 
 def test_all_checkpoints_or_none_by_choice(one_studio: Studio, run: Path):
     def names(**params: str | bool) -> list[str]:
-        return [name for name in asked(one_studio, run, **params) if "checkpoints" in name]
+        return [name for name in zip_entries(one_studio, run, **params) if "checkpoints" in name]
 
     assert names(checkpoints="all", samples=False) == [
         "foxes/checkpoints/step_00000200/adapter.safetensors",
@@ -75,7 +75,7 @@ def test_all_checkpoints_or_none_by_choice(one_studio: Studio, run: Path):
         "foxes/checkpoints/step_00000100/adapter.safetensors",
     ]
     assert names(checkpoints="none") == []
-    assert "foxes/samples/step_00000100/füchse.png" not in asked(one_studio, run, samples=False)
+    assert "foxes/samples/step_00000100/füchse.png" not in zip_entries(one_studio, run, samples=False)
 
 
 def test_of_kohya_s_the_newest_weights_come_and_not_the_state_beside_them(one_studio: Studio):
@@ -86,7 +86,7 @@ def test_of_kohya_s_the_newest_weights_come_and_not_the_state_beside_them(one_st
     (state / "model.safetensors").write_bytes(b"large")
     (run / "run.json").write_text(json.dumps({"config": {}, "trainer": "kohya"}))
     for which in ("newest", "all"):
-        found = asked(one_studio, run, checkpoints=which)
+        found = zip_entries(one_studio, run, checkpoints=which)
         assert found.keys() == {"kohyas/run.json", "kohyas/checkpoints/last-step00000300.safetensors"}
 
 

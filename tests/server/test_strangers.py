@@ -134,10 +134,10 @@ def test_a_reader_that_stalls_loses_its_connection_and_a_slow_one_does_not(
     (served.home / "data").mkdir(exist_ok=True)
     with (served.home / "data" / "large.bin").open("wb") as file:
         file.truncate(size)
-    asked = (
+    request = (
         b"GET /api/roots/data/file?path=large.bin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     )
-    with connect(served, asked) as stalled, connect(served, asked) as slow:
+    with connect(served, request) as stalled, connect(served, request) as slow:
         num_bytes, until = 0, time.monotonic() + 4.0
         while time.monotonic() < until:
             num_bytes += len(slow.recv(2**20))

@@ -160,21 +160,21 @@ def test_a_name_that_changes_its_address_after_the_check_does_not_get_in(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ):
     files.contents["/x"] = b"what only this machine may see"
-    real, asked = socket.getaddrinfo, []
+    real, hosts = socket.getaddrinfo, []
 
     def rebinding(host: str, *more, **named):
         if host != "rebound.example":
             return real(host, *more, **named)
-        asked.append(host)
+        hosts.append(host)
         # Public when it is checked; what it would be the second time is this machine.
-        return answers("192.0.2.1" if len(asked) == 1 else "127.0.0.1")()
+        return answers("192.0.2.1" if len(hosts) == 1 else "127.0.0.1")()
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     monkeypatch.setattr("flowloom.storage.downloads.request.CONNECT_S", 0.3)
     allowed = Allowed(networks=(ipaddress.ip_network("192.0.2.0/24"),))
     with pytest.raises(SourceError, match=r"no connection|timed out|broke"):
         get(DownloadClient(allowed), f"http://rebound.example:{files.server_port}/x", {})
-    assert asked == ["rebound.example"], "resolved once, and connected to what was checked"
+    assert hosts == ["rebound.example"], "resolved once, and connected to what was checked"
     assert files.requests == []
 
 

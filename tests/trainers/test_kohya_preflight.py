@@ -105,8 +105,8 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 @pytest.mark.slow
 def test_every_image_is_put_into_the_bucket_of_sd_scripts(sd_scripts: Callable[..., dict[str, Any]]) -> None:
     tables = [Dataset.model_validate(table) for table in TABLES]
-    asked = [{**table.model_dump(), "sizes": SIZES} for table in tables]
-    for table, answer in zip(tables, sd_scripts(places=asked)["places"], strict=True):
+    questions = [{**table.model_dump(), "sizes": SIZES} for table in tables]
+    for table, answer in zip(tables, sd_scripts(places=questions)["places"], strict=True):
         buckets = Buckets.of(table)
         for size, theirs in zip(SIZES, answer, strict=True):
             ours = buckets.place(*size)

@@ -208,18 +208,18 @@ def test_a_name_that_changes_its_address_gets_no_request(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Public when it is asked for first, this machine when the connection is made."""
-    real, asked = socket.getaddrinfo, []
+    real, hosts = socket.getaddrinfo, []
 
     def rebinding(host: str, *more: Any, **named: Any) -> Any:
         if host != "rebound.example":
             return real(host, *more, **named)
-        asked.append(host)
-        return real("8.8.8.8" if len(asked) == 1 else "127.0.0.1", *more, **named)
+        hosts.append(host)
+        return real("8.8.8.8" if len(hosts) == 1 else "127.0.0.1", *more, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     with closing(Fetcher(StorageSection(tries=1, timeout_s=0.3))) as fetcher, pytest.raises(SourceError):
         fetcher.fetch(f"http://rebound.example:{files.server_port}/a.png", True, "").result(20)
-    assert len(asked) == 1, "resolved once, and connected to what was checked"
+    assert len(hosts) == 1, "resolved once, and connected to what was checked"
     assert files.requests == []
 
 

@@ -75,7 +75,7 @@ def test_a_base_may_have_any_names(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_dtype_is_the_bases_unless_asked_for(make_network, attach_trained, tmp_path: Path) -> None:
+def test_dtype_is_the_bases_by_default(make_network, attach_trained, tmp_path: Path) -> None:
     save_weights(tmp_path / "base.safetensors", make_network().to(torch.bfloat16).state_dict(), {})
     adapter = attach_trained(make_network(), "lora")
     save_weights(tmp_path / "a.safetensors", to_comfy(adapter.state_dict(), adapter.metadata), {})

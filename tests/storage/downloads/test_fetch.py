@@ -91,7 +91,7 @@ def test_a_download_continues_after_a_broken_connection(served: Files, tmp_path:
     get(served, tmp_path / "x.safetensors", SHA256)
     assert is_complete(tmp_path / "x.safetensors")
     starts = [
-        int((asked or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for asked in served.ranges()
+        int((header or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for header in served.ranges()
     ]
     assert starts == sorted(starts)
     assert starts[-1] > 1_000_000
@@ -200,7 +200,7 @@ def test_a_server_that_stays_down_is_given_up_with_a_message(served: Files, tmp_
 @pytest.mark.parametrize(
     ("status", "error"), [(404, NotFound), (403, Denied), (401, Denied), (400, SourceError)]
 )
-def test_final_answers_are_not_asked_for_twice(
+def test_final_answers_are_not_requested_twice(
     served: Files, tmp_path: Path, status: int, error: type[Exception]
 ):
     served.states = [status]
