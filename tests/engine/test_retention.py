@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from flowloom.engine import checkpoint
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.retention import num_kept, size_of
 from flowloom.errors import DiskFullError
@@ -133,3 +137,26 @@ def test_the_number_of_checkpoints_that_stay(
 ) -> None:
     """Of 100 bytes each, one every 1,000 steps."""
     assert num_kept(make_config(**sections), 100, saves, free) == kept
+
+
+@pytest.mark.parametrize("room", range(0, 16_000, 1_111))
+def test_a_disk_that_fills_up_anywhere_in_an_optimizer_file_is_reported_as_full(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(io.RawIOBase):
+        position = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any, /) -> int:
+            if self.position >= room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            count = min(len(memoryview(data)), room - self.position)
+            self.position += count
+            return count
+
+    monkeypatch.setattr(Path, "open", lambda *_: FullDisk())
+    content = {"a": torch.zeros(3000), "b": [torch.zeros(10) for _ in range(20)]}
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint._torch_save(tmp_path / "optimizer.pt", content)

@@ -78,7 +78,7 @@ def test_a_tracker_that_fails_is_left_with_one_warning(
 ) -> None:
     assert follow(at=at) < 5
     assert [one["message"] for one in said] == ["troubled: no such project."]
-    assert "goes on without it" in said[0]["hint"]
+    assert "continues without it" in said[0]["hint"]
 
 
 @pytest.mark.parametrize("at", ["start", "step 3", "end"])

@@ -102,11 +102,21 @@ def _write_state(folder: Path, state: TrainState) -> None:
     (folder / POSITION).write_text(
         json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1)
     )
-    # Through a Python file: torch's own writer hides the system's reason, such as a full disk.
-    with (folder / OPTIMIZER).open("wb") as file:
-        torch.save({"optimizer": state.optimizer_states(), "parked": state.parked}, file)
+    _torch_save(folder / OPTIMIZER, {"optimizer": state.optimizer_states(), "parked": state.parked})
     if state.ema:
         save_weights(folder / EMA, state.ema.shadow, {})
+
+
+def _torch_save(path: Path, content: object) -> None:
+    # Through a Python file: torch's own writer hides the system's reason, such as a full disk.
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # After a failed write the writer fails to close its archive as well, and raises that.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(folder: Path, state: TrainState) -> None:
