@@ -95,18 +95,20 @@ def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
 ) -> None:
     sections = with_everything(METHODS[method])
     found = []
-    for name, section in (
-        ("resident", {"checkpointed_blocks": "all"}),
-        ("streamed", {"streamed_blocks": "all"}),
-        ("partly", {"streamed_blocks": 2}),
-    ):
+    memory_sections: dict[str, dict[str, Any]] = {
+        "resident": {"checkpointed_blocks": "all"},
+        "streamed": {"streamed_blocks": "all"},
+    }
+    if method in ("lora", "rotation"):
+        memory_sections["partly"] = {"streamed_blocks": 2}
+    for name, section in memory_sections.items():
         run_dir = make_run(name, **sections, memory=section)
         run_engine(run_dir)
         found.append(results(run_dir))
     assert len(found[0][0]) > 5
     assert len(found[0][2]) >= 2
-    assert_equal(found[1], found[0])
-    assert_equal(found[2], found[0])
+    for streamed in found[1:]:
+        assert_equal(streamed, found[0])
 
 
 @pytest.mark.parametrize("method", ["lora", "rotation"])
