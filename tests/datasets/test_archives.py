@@ -205,6 +205,7 @@ print(peak, time.monotonic() - began)
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("kind", ["long name", "pax"])
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_a_name_of_gigabytes_is_refused_in_bounded_memory_and_time(

@@ -66,6 +66,7 @@ def test_a_line_of_another_program_is_no_event(tmp_path: Path, kind: Any):
     assert drain(tail) == [0, 2]
 
 
+@pytest.mark.timing
 def test_a_tail_goes_straight_to_where_it_stopped(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     with path.open("wb") as file:

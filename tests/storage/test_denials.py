@@ -61,6 +61,7 @@ def test_reading_waits_while_everything_is_denied(
     assert "grants access again" in str(states[1])
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("fault", DENIED)
 def test_permanent_denial_ends_the_wait_with_a_hint(
     faulty: Faulty, settings: StorageSection, fault: str

@@ -116,6 +116,7 @@ def test_while_the_store_is_down_few_requests_are_made(faulty: Faulty, opened: C
         assert [read.result(20) for read in reads] == [content(i) for i in range(NUM_OBJECTS)]
 
 
+@pytest.mark.timing
 def test_a_store_that_stays_down_ends_the_wait_with_a_hint(faulty: Faulty, opened: Callable) -> None:
     source, _ = opened(tries=1, patience_minutes=0.02)
     assert source.read("00") == content(0)

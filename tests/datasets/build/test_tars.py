@@ -102,12 +102,13 @@ print(peak, time.monotonic() - began)
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_name_of_gigabytes_is_refused_in_bounded_memory_and_time(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.tar"
     with path.open("wb") as file:
         file.write(HOSTILE[kind])
-        file.truncate(3 * 2**29 + 4096)  # the name itself: zeros, which take no where on the disk
+        file.truncate(3 * 2**29 + 4096)  # the name itself: zeros, which take no room on the disk
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
     kib, seconds = map(float, done.stdout.split())
     assert "name or header of" in done.stderr
