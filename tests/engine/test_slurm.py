@@ -123,3 +123,16 @@ def await_events(run_dir: RunDir, kind: str, count: int) -> None:
         time.sleep(0.1)
     logs = "".join(path.read_text() for path in (run_dir.path / "launch").glob("*.log"))
     raise AssertionError(f"no {count} events of kind {kind}:\n{logs}")
+
+
+def test_an_invalid_configuration_is_rejected_before_anything_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = tmp_path / "fox.json"
+    config.write_text('{"training": {"lr": -1}}')
+    assert main(["launch", "slurm", str(config), "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "training.lr" in printed.err
+    assert main(["launch", "slurm", str(config), "--dry-run", "--node", "2"]) == 2
+    assert "there is no option --node" in capsys.readouterr().err

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowloom.config.local_paths import with_local_paths
-
 if TYPE_CHECKING:
     import argparse
 
@@ -16,21 +14,12 @@ if TYPE_CHECKING:
 OK = 0
 
 
-def run(words: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """`flowloom launch slurm CONFIG.json|RUN_DIR [options] [--section.key VALUE ...]`; the exit status."""
-    import argparse
+    from flowloom.cli.main import command_parser, config_flags
 
-    from flowloom.config.flags import split_flags
-
-    parser = with_local_paths(
-        argparse.ArgumentParser(
-            "flowloom launch",
-            "flowloom launch slurm CONFIG.json|RUN_DIR [--nodes N] [--gpus N] [--option NAME=VALUE ...] "
-            "[--dry-run] [--section.key VALUE ...]",
-            "Start or resume a run on a Slurm cluster, whose nodes share the run directory's disk.",
-            allow_abbrev=False,
-        )
-    )
+    usage = "slurm CONFIG.json|RUN_DIR [--nodes N] [--gpus N] [--option NAME=VALUE ...] [--dry-run]"
+    parser = command_parser("launch", f"{usage} [--section.key VALUE ...]")
     parser.add_argument("launcher", choices=["slurm"], help="the cluster's scheduler")
     parser.add_argument("source", type=Path, metavar="CONFIG.json|RUN_DIR", help="a run to start or resume")
     parser.add_argument("--name", help="name of the new run directory; default: the file's name and the time")
@@ -41,52 +30,53 @@ def run(words: list[str]) -> int:
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of sbatch, such as partition=gpu or time=12:00:00")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
-    own = [option for action in parser._actions for option in action.option_strings]
-    rest, overrides = split_flags(words, own)
-    asked = parser.parse_args(rest)
+    rest, overrides = config_flags(arguments, parser)
+    args = parser.parse_args(rest)
     for name in ("nodes", "processes"):
-        if getattr(asked, name) is not None and getattr(asked, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be at least 1")
-    if asked.gpus < 0:
+    if args.gpus < 0:
         parser.error("argument --gpus: must not be negative")
-    if any("=" not in option for option in asked.option):
+    if any("=" not in option for option in args.option):
         parser.error("argument --option: write NAME=VALUE")
-    return _launch(asked, overrides)
+    return _launch(args, overrides)
 
 
-def _launch(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+def _launch(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from flowloom.launchers.slurm import SlurmJob, script, submit
 
-    options = dict(option.split("=", 1) for option in asked.option)
-    job = SlurmJob(asked.nodes, asked.gpus, asked.processes, options)
-    if asked.dry_run:
-        from flowloom.run.directory import RunDir, default_name
-
-        is_run = asked.source.is_dir()
-        name = asked.name or default_name(asked.source.stem)
-        print(script(RunDir(asked.source if is_run else Path(asked.runs_dir) / name), job), end="")
+    options = dict(option.split("=", 1) for option in args.option)
+    job = SlurmJob(args.nodes, args.gpus, args.processes, options)
+    if args.dry_run:
+        print(script(_planned(args, overrides), job), end="")
         return OK
-    run_dir, secrets = _prepared(asked, overrides)
+    run_dir, secrets = _prepared(args, overrides)
     job_id = submit(run_dir, job, {**os.environ, **secrets})
     print(f"run        {run_dir.path}\njob        {job_id}")
     print(f"To stop it with a checkpoint: touch {run_dir.path}/control/stop")
     return OK
 
 
-def _prepared(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[RunDir, dict[str, str]]:
-    """The run directory, created or with changed settings, and the secrets of the configuration."""
+def _planned(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> RunDir:
+    """The run directory that would be used; the configuration is read, and nothing is written."""
+    from flowloom.config.flow_format.read import read_config
     from flowloom.run.directory import RunDir, default_name
 
-    if asked.source.is_dir():
-        from flowloom.run.resume import change_by_flags
+    if args.source.is_dir():
+        return RunDir.open(args.source)
+    read_config(args.source, overrides)
+    return RunDir(Path(args.runs_dir) / (args.name or default_name(args.source.stem)))
 
-        run_dir = RunDir.open(asked.source)
-        return run_dir, change_by_flags(run_dir, overrides).secrets
+
+def _prepared(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[RunDir, dict[str, str]]:
+    """The run directory, created or with changed settings, and the secrets of the configuration."""
+    from flowloom.cli.new_run import new_run
     from flowloom.config.flow_format.read import read_config
-    from flowloom.model_library.requirements import refuse_unfit_models
+    from flowloom.run.directory import RunDir
+    from flowloom.run.resume import change_by_flags
 
-    loaded = read_config(asked.source, overrides, with_files=True)
-    refuse_unfit_models(loaded.config, loaded.source)
-    run_dir = RunDir.create(asked.name or default_name(loaded.source.stem), asked.runs_dir)
-    run_dir.write_run(loaded.config, str(loaded.source), loaded.notes)
-    return run_dir, loaded.secrets
+    if args.source.is_dir():
+        run_dir = RunDir.open(args.source)
+        return run_dir, change_by_flags(run_dir, overrides).secrets
+    loaded = read_config(args.source, overrides, with_files=True)
+    return new_run(loaded, args.name, args.runs_dir), loaded.secrets

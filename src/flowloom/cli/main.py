@@ -85,7 +85,9 @@ def _overview() -> str:
 
 
 def _train(arguments: list[str]) -> int:
-    parser = _parser("train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]")
+    parser = command_parser(
+        "train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]"
+    )
     parser.add_argument(
         "config",
         type=Path,
@@ -100,7 +102,7 @@ def _train(arguments: list[str]) -> int:
 
         print(f"{parser.format_help()}\n{flags_help()}")
         return OK
-    rest, overrides = _flags(arguments, parser)
+    rest, overrides = config_flags(arguments, parser)
     args = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
@@ -109,21 +111,17 @@ def _train(arguments: list[str]) -> int:
     if args.dry_run:
         return _show_plan(loaded)
 
-    from flowloom.model_library.requirements import refuse_unfit_models
-    from flowloom.run.directory import RunDir, default_name
+    from flowloom.cli.new_run import new_run
 
-    refuse_unfit_models(loaded.config, loaded.source)
-    _print_notes(loaded.notes)
-    run_dir = RunDir.create(args.name or default_name(loaded.source.stem), args.runs_dir)
-    run_dir.write_run(loaded.config, str(loaded.source), loaded.notes)
+    run_dir = new_run(loaded, args.name, args.runs_dir)
     return _run(run_dir.path, loaded.secrets)
 
 
 def _resume(arguments: list[str]) -> int:
-    parser = _parser("resume", "RUN_DIR [--section.key VALUE ...]")
+    parser = command_parser("resume", "RUN_DIR [--section.key VALUE ...]")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/my-run")
     parser.epilog = "Flags change the settings of the resumed run: --limits.max_steps 5000."
-    rest, overrides = _flags(arguments, parser)
+    rest, overrides = config_flags(arguments, parser)
     args = parser.parse_args(rest)
 
     from flowloom.run.directory import RunDir
@@ -146,7 +144,7 @@ def _run(path: Path, secrets: dict[str, str]) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
+    parser = command_parser("sample", "SOURCE --prompt TEXT [...] [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or weights")
     add("--config", type=Path, metavar="FILE", help="configuration with the VAE and T5; default: the run's")
@@ -192,13 +190,15 @@ def _sample(arguments: list[str]) -> int:
     request = SampleRequest(
         args.source, args.prompt, args.out_dir, params, config, args.lora, args.seed, args.weights
     )
-    for path in sample(request, lambda note: _print_notes([note])):
+    from flowloom.cli.new_run import print_notes
+
+    for path in sample(request, lambda note: print_notes([note])):
         print(path)
     return OK
 
 
 def _export(arguments: list[str]) -> int:
-    parser = _parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
+    parser = command_parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or LoRA file")
     about = "naming of the tensors; merged: the base model with the adapter merged into it"
@@ -220,7 +220,9 @@ def _export(arguments: list[str]) -> int:
         notes = merge_adapter(args.source, args.base, args.out, args.strength, args.weights)
     else:
         notes = export_adapter(args.source, args.format, args.out, args.weights, args.base)
-    _print_notes(notes)
+    from flowloom.cli.new_run import print_notes
+
+    print_notes(notes)
     print(args.out)
     return OK
 
@@ -228,11 +230,11 @@ def _export(arguments: list[str]) -> int:
 def _up(arguments: list[str]) -> int:
     from flowloom.server.serve import USAGE, serve
 
-    return serve(_parser("up", USAGE), arguments)
+    return serve(command_parser("up", USAGE), arguments)
 
 
 def _schema(arguments: list[str]) -> int:
-    parser = _parser("schema", "[--check FILE]")
+    parser = command_parser("schema", "[--check FILE]")
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="check that FILE has this schema, and print differences"
     )
@@ -263,7 +265,7 @@ def _by(module: str, function: str) -> Callable[[list[str]], int]:
 def _doctor(arguments: list[str]) -> int:
     from flowloom.server.serve import default_home, port, serving_at
 
-    parser = _parser("doctor", "[--port N]")
+    parser = command_parser("doctor", "[--port N]")
     about = "port of a studio; default: that of the last studio started here, or 7860"
     parser.add_argument("--port", type=port, metavar="N", help=about)
     args = parser.parse_args(arguments)
@@ -300,7 +302,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 }
 
 
-def _parser(command: str, usage: str) -> argparse.ArgumentParser:
+def command_parser(command: str, usage: str) -> argparse.ArgumentParser:
     import argparse
 
     from flowloom.config.local_paths import with_local_paths
@@ -313,7 +315,9 @@ def _parser(command: str, usage: str) -> argparse.ArgumentParser:
     )
 
 
-def _flags(arguments: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
+def config_flags(
+    arguments: list[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[tuple[str, str]]]:
     from flowloom.config.flags import split_flags
     from flowloom.config.run import RunConfig
     from flowloom.errors import RunError
@@ -350,11 +354,6 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     for *cells, last in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         print(f"{line}  {last}".rstrip())
-
-
-def _print_notes(notes: Iterable[str]) -> None:
-    for note in notes:
-        print(f"note       {note}", file=sys.stderr)
 
 
 def _message(error: Any) -> str:

@@ -65,8 +65,8 @@ def trainer_findings(trainer: str) -> list[Finding]:
     if ALL[trainer].writes_events:
         return []
     return [
-        Finding(trainer, f"{told}; missing: {', '.join(missing)}" if missing else told, is_ok=not missing)
-        for _, told, missing in states(trainer)
+        Finding(trainer, f"{text}; missing: {', '.join(missing)}" if missing else text, is_ok=not missing)
+        for _, text, missing in states(trainer)
     ]
 
 

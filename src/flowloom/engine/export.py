@@ -46,8 +46,11 @@ def export_adapter(
     family = _family(source, base)
     path = _find_adapter(source, weights, family)
     state, meta = read_adapter(path, family)
-    told = open_weights(path).metadata
-    config, dataset = told.get("flowloom.config", "{}"), json.loads(told.get("flowloom.dataset", "{}"))
+    metadata = open_weights(path).metadata
+    config, dataset = (
+        metadata.get("flowloom.config", "{}"),
+        json.loads(metadata.get("flowloom.dataset", "{}")),
+    )
     said = adapter_metadata(meta, config, dataset, versions())
     save_adapter(out_path, form, state, meta, said, _weight_of(base) if base else None)
     return meta["notes"]

@@ -51,8 +51,8 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
             f"torch.compile failed: {_compiler_line(causes)}. Set memory.compile to false, or install a C++ "
             f"compiler that works. {run_dir.log_txt} has the full text."
         )
-    told = f"{type(error).__name__}: {one_line(str(error))}".rstrip(": ")
-    return TrainingError(f"{told}. {run_dir.log_txt} has the full text.")
+    message = f"{type(error).__name__}: {one_line(str(error))}".rstrip(": ")
+    return TrainingError(f"{message}. {run_dir.log_txt} has the full text.")
 
 
 def _damaged_base(run_dir: RunDir) -> WeightsError | None:

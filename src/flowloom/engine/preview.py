@@ -154,8 +154,8 @@ def generate_previews(
             for image, prompt, seed, mark in zip(images, prompts, seeds, is_from_batch, strict=True):
                 name = f"{len(records):02d}.{state.config.preview.format}"
                 image.save(partial / name)
-                told = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
-                records.append(told | asdict(params))
+                record = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
+                records.append(record | asdict(params))
     write_json(partial / "samples.json", records)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

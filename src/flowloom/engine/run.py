@@ -51,8 +51,8 @@ class Session:
     def _load(self) -> Components:
         reporter, latest = self.reporter, self.run_dir.latest_checkpoint()
 
-        def warn(told: object) -> None:
-            reporter.emit("warning", message=str(told))
+        def warn(message: object) -> None:
+            reporter.emit("warning", message=str(message))
 
         components = build(keep_rows(self.config, self.run_dir, self.ranks, warn), self.ranks, warn)
         state = components.state

@@ -106,11 +106,11 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
         )
     except (*_UNUSABLE, SafetensorError) as error:
         raise WeightsError(f"{folder}: transformers cannot load it: {_short_message(error)}") from error
-    model, told = found
-    if told["missing_keys"]:
+    model, info = found
+    if info["missing_keys"]:
         raise WeightsError(
-            f"{folder}: its weights are missing {len(told['missing_keys'])} tensors of the network, such as "
-            f"{min(told['missing_keys'])}: they need the repository's own code, which is not run. "
+            f"{folder}: its weights are missing {len(info['missing_keys'])} tensors of the network, such as "
+            f"{min(info['missing_keys'])}: they need the repository's own code, which is not run. "
             "For Florence-2, use one of florence-community on the hub."
         )
     if model.config.model_type not in ("blip", "florence2") and not getattr(processor, "chat_template", None):

@@ -381,7 +381,7 @@ def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mappin
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
     """Number format, shape and bytes of each, without reading weights on disk."""
     if isinstance(tensors, Weights):
-        told = ((name, tensors.dtypes[name], shape) for name, shape in tensors.shapes.items())
+        entries = ((name, tensors.dtypes[name], shape) for name, shape in tensors.shapes.items())
     else:
-        told = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
-    return {name: (dtype, shape, math.prod(shape) * dtype.itemsize) for name, dtype, shape in told}
+        entries = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    return {name: (dtype, shape, math.prod(shape) * dtype.itemsize) for name, dtype, shape in entries}
