@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from benchmarks import rival
 from benchmarks.timing import Measured, interleaved
 from flowloom.config.run import RunConfig
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, Objective
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile

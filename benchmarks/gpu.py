@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.timing import Measured
 from flowloom.config.run import RunConfig
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import LatentBatch, Objective
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile

@@ -15,8 +15,8 @@ import pytest
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.fill_cache import fill, prune, stats, verify
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import DataError, WeightsError
 from flowloom.run.directory import RunDir
 from tests.fakes.files import Files

@@ -14,7 +14,7 @@ from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir

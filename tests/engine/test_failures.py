@@ -17,8 +17,8 @@ import torch
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.finite import not_finite
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import (
     CheckpointError,
     CompileError,

@@ -15,9 +15,9 @@ from flowloom.data.cache.setup import open_encoding_caches
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import opened
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SamplingParams
 from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss

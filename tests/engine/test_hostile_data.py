@@ -14,7 +14,7 @@ from PIL import Image
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import DataError
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events

@@ -17,8 +17,8 @@ from flowloom.config.run import RunConfig
 from flowloom.data.loader import SampleBatch
 from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, sample_losses
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.step import train_step
 from flowloom.nn.chroma import Chroma
 

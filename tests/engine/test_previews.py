@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 
 

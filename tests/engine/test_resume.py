@@ -16,7 +16,7 @@ import torch
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.checkpoint import load
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events

@@ -20,9 +20,9 @@ from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components
 from flowloom.engine.build import build as build_parts
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import make_plan
 from flowloom.engine.estimate.preflight import Target, preflight
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.rows import keep_rows
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events

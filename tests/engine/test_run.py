@@ -20,8 +20,8 @@ from PIL import Image
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import steps_per_epoch
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir

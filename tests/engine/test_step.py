@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
 from flowloom.engine.collate import prepare, updates_of
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, sample_losses
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.state import TrainState
 from flowloom.engine.step import train_step
 from flowloom.nn import varlen as ragged

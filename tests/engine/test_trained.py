@@ -15,15 +15,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowloom.config.run import RunConfig
-from flowloom.engine import distributed
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.checkpoint import save
 from flowloom.engine.collate import prepare
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
+from flowloom.engine.parallel import gradients
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.step import train_step
 from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
 from flowloom.errors import ConfigError
@@ -282,12 +282,12 @@ def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
 
 
 def test_gradients_are_sent_in_parts_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "TRANSFER_BYTES", 100)
+    monkeypatch.setattr(gradients, "TRANSFER_BYTES", 100)
     formats = [torch.float32, torch.bfloat16]
     parameters = [nn.Parameter(torch.ones(4 * (i % 5 + 1), dtype=formats[i % 2])) for i in range(20)]
     for parameter in parameters[3:]:
         parameter.grad = torch.ones_like(parameter)
-    sent = list(distributed.in_transfers(parameters))
+    sent = list(gradients.in_transfers(parameters))
     assert sorted(id(g) for part in sent for g in part) == sorted(id(p.grad) for p in parameters)
     for part in sent:
         assert len({gradient.dtype for gradient in part}) == 1

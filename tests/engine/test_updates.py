@@ -19,8 +19,8 @@ from flowloom.data.loader import SampleBatch
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare, updates_of
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import make_plan
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.step import train_step
 from flowloom.errors import DataError
 from flowloom.models.weights import open_weights

@@ -33,7 +33,7 @@ def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lam
     # time that a start needs.
     gc.set_threshold(100_000, 50, 100)
     with StopSignals().listening() as signals:
-        from flowloom.engine.distributed import join_ranks, leave_ranks
+        from flowloom.engine.parallel.ranks import join_ranks, leave_ranks
         from flowloom.engine.run import Session
         from flowloom.models.device import choose_device
 

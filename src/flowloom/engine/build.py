@@ -17,12 +17,12 @@ from flowloom.data.cache.setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader
 from flowloom.datasets.load import load_dataset
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.memory import checkpointed_blocks, streamed_blocks
 from flowloom.engine.objective import Objective, density
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.model_library.requirements import refuse_unfit_models

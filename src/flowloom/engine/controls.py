@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.stopping import StopSignals
 from flowloom.run.directory import RunDir
 

@@ -22,7 +22,7 @@ from flowloom.data.dataset import dataset_sources
 from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.update import folder_rows, freshness, left_out_message, num_differing
-from flowloom.engine.distributed import Ranks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.files import replacing, write_json
 from flowloom.json_types import is_object
 from flowloom.run.directory import RunDir

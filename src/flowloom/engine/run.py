@@ -8,8 +8,8 @@ from flowloom.config.run import RunConfig
 from flowloom.config.secrets import usable_secrets
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Components, build
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.hub_upload import HubUploads
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
 from flowloom.engine.stopping import StopSignals

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.config.run import RunConfig
-from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
 from flowloom.engine.offload.streaming import BlockStreamer
+from flowloom.engine.parallel.gradients import Gradients, SummedGradients, gradients_of
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.json_types import is_object
@@ -72,6 +73,7 @@ class TrainState:
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
         self.rotation = -1
         self.trained: dict[str, nn.Parameter] = {}
+        self.gradients: Gradients = SummedGradients(ranks, ())
         self.optimizer: torch.optim.Optimizer
         self.is_whole = True
         """True if weights, optimizer, average and position are of the same step."""
@@ -119,6 +121,8 @@ class TrainState:
         )
         self._select(names)
         self.optimizer = self._make_optimizer()
+        self.gradients.close()
+        self.gradients = gradients_of(self.ranks, self.trained.values())
         self._unpark()
 
     def set_lr(self) -> float:

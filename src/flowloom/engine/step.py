@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.state import TrainState
@@ -39,16 +38,16 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
     loss = torch.zeros_like(total_weight)
     losses = [total_weight.new_zeros(0)]
     size = state.config.training.train_minibatch
-    for micro_batch in chain.from_iterable(batch.split(size) for batch in batches):
+    micro_batches = list(chain.from_iterable(batch.split(size) for batch in batches))
+    for number, micro_batch in enumerate(micro_batches, start=1):
         with state.precision.autocast():
             micro_losses = sample_losses(state.model, micro_batch, state.objective)
         share = (micro_losses * micro_batch.loss_weight).sum() / total_weight
-        share.backward()
+        state.gradients.backward(share, is_last=number == len(micro_batches))
         loss += share.detach()
         losses.append(micro_losses.detach())
 
-    state.ranks.sum_gradients(state.trained.values())
-    grad_norm = _clip(state.trained.values(), state.config.optimizer.max_grad_norm)
+    grad_norm = state.gradients.finish(state.config.optimizer.max_grad_norm)
     lr = state.set_lr()
     with state.updating():
         state.optimizer.step()
@@ -58,13 +57,3 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
             state.ema.update(state.weights, state.position.step)
     levels = torch.cat([batch.noise_level for batch in batches])
     return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels, lr)
-
-
-def _clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Clip the gradients to the norm `max_norm` and return the norm before."""
-    parameters = list(parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm

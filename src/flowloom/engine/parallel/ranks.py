@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -11,16 +10,13 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=3)
 """Time to wait for the first rank, which alone generates previews and validates. If a rank dies, the others
 end at once."""
-
-TRANSFER_BYTES = 2**28
-"""Bytes of gradients sent together: enough to use the link, with little memory for their copy."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +37,6 @@ class Ranks:
             value = value.clone()
             dist.all_reduce(value)
         return value
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every gradient over the ranks, in place, many in one transfer.
-
-        The loss is already divided by the weight of the whole update, so gradients are summed,
-        not averaged. A rank whose slice was empty contributes zeros.
-        """
-        if self.size == 1:
-            return
-        for gradients in in_transfers(parameters):
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
-            for gradient, piece in zip(gradients, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
 
     def total(self, *values: float) -> tuple[float, ...]:
         """The sum of each value over all ranks, which must stop, save and preview at the same step."""
@@ -78,23 +59,6 @@ class Ranks:
         """Return once every rank is here."""
         if self.size > 1:
             dist.barrier()
-
-
-def in_transfers(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """The gradients, of one dtype and about `TRANSFER_BYTES` at a time; zeros where there is none."""
-    begun: dict[torch.dtype, tuple[list[Tensor], int]] = {}
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients, size = begun.pop(parameter.dtype, ([], 0))
-        gradients.append(parameter.grad)
-        size += parameter.grad.nbytes
-        if size >= TRANSFER_BYTES:
-            yield gradients
-        else:
-            begun[parameter.dtype] = gradients, size
-    for gradients, _ in begun.values():
-        yield gradients
 
 
 def join_ranks(device_type: str) -> Ranks:
