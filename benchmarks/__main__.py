@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None, package: str = "benchmarks", fo
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(known)}")
     parser.add_argument("--all", action="store_true", help="run every benchmark")
+    parser.add_argument("--gpu", action="store_true", help="run those that need a GPU, in about 8 minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each benchmark")
     parser.add_argument("--save", action="store_true", help="append the results to benchmarks/results")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
@@ -132,6 +133,8 @@ def main(arguments: Sequence[str] | None = None, package: str = "benchmarks", fo
         listing = "\n".join(f"{name:<16} {text}" for name, text in known.items())
         print(table(folder / "results", folder) if given.table else listing)
         return 0
+    if given.gpu:
+        given.names += [name for name, text in known.items() if text.endswith("(GPU).")]
     unknown = set(given.names) - known.keys()
     if unknown or not (given.names or given.all):
         parser.error(

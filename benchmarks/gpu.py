@@ -14,6 +14,7 @@ from benchmarks.timing import Measured
 from flowloom.config.run import RunConfig
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import LatentBatch, Objective
+from flowloom.engine.offload.streaming import stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
@@ -40,6 +41,8 @@ class Work:
     recompute: Literal["auto", "all"] = "auto"
     """Blocks that recompute their activations: as few as fit, or all."""
     text_tokens: int = TEXT_TOKENS
+    is_streamed: bool = False
+    """All blocks stay in host memory; the model is there before the first step."""
 
     @property
     def image_tokens(self) -> int:
@@ -79,7 +82,8 @@ def random_network(params: ChromaParams, device: torch.device, dtype: torch.dtyp
 def mfu(work: Work, target: float, model: Chroma, peak: float, repeats: int = 5) -> Measured:
     """Useful operations a second as a share of `peak`."""
     params = model.params
-    step = _sample(work, model) if work.method == "sample" else _train(work, model)
+    device = model.img_in.weight.device
+    step = _sample(work, model) if work.method == "sample" else training_step(work, model, device)
     check = step()
     seconds = median_seconds(step, repeats)
     per_sample = FAMILY.flops(params, work.image_tokens, work.text_tokens)
@@ -95,7 +99,7 @@ def mfu(work: Work, target: float, model: Chroma, peak: float, repeats: int = 5)
         detail={
             "samples_per_s": work.batch_size / seconds,
             "step_s": seconds,
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
             "batch_size": work.batch_size,
             "checkpointed_blocks": model.checkpointed_blocks,
             "tflops_per_sample": useful / 1e12,
@@ -108,7 +112,7 @@ SAMPLER_STEPS = 20
 """Each with two passes, for guidance."""
 
 
-def _train(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
+def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[], torch.Tensor]:
     """One optimizer update, as the engine makes it."""
     optimizer = {"kind": "adamw_lowbit"} if work.method == "full" else {"kind": "adamw"}
     data: dict[str, Any] = {"method": {"kind": work.method}, "optimizer": optimizer}
@@ -116,19 +120,24 @@ def _train(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
     data["dataloader"] = {"base_resolution": [work.pixels]}
     data["model"] = {"t5_max_length": 2 * work.text_tokens}
     data["memory"] = {"checkpointed_blocks": work.recompute}
+    if work.is_streamed:
+        data["memory"]["streamed_blocks"] = "all"
     config = RunConfig(**data)
     adapter = (
         attach(model, "lora", 16, 16, ["double_blocks", "single_blocks"]) if work.method == "lora" else None
     )
-    weight = model.img_in.weight
+    dtype = model.img_in.weight.dtype
     trained_bytes = 0 if adapter else sum(p.nbytes for p in model.parameters())
     model.checkpointed_blocks = checkpointed_blocks(
-        config, model.params, weight.device, trained_bytes, weight.dtype.itemsize
+        config, model.params, device, trained_bytes, dtype.itemsize
     )
-    trained_dtype = torch.float32 if adapter else weight.dtype
-    precision = Precision(weight.device, weight.dtype, trained_dtype)
-    state = TrainState(config, Network(model, adapter), Objective(flow_quantile), precision, Ranks())
-    batch = random_batch(work, model.params, weight.device)
+    precision = Precision(device, dtype, torch.float32 if adapter else dtype)
+    streamer = (
+        stream_blocks(model, [block for _, block in model.blocks()], device) if work.is_streamed else None
+    )
+    network = Network(model, adapter, streamer)
+    state = TrainState(config, network, Objective(flow_quantile), precision, Ranks())
+    batch = random_batch(work, model.params, device)
     return lambda: train_step(state, batch).loss
 
 
@@ -182,5 +191,6 @@ def median_seconds(step: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
+    """Peak of the allocated device memory."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

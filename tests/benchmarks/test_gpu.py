@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.full_step import SMALL
-from benchmarks.gpu import Work, measure, mfu, random_network
+from benchmarks.gpu import Work, measure, mfu, random_network, training_step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -18,6 +18,18 @@ def test_every_kind_of_work_runs_and_reports_a_share_of_the_peak(method: str, dt
     assert measured.ratio
     assert 0 < measured.ratio < 1
     assert measured.detail["samples_per_s"] > 0
+
+
+def test_a_streamed_step_has_the_loss_of_the_resident_one():
+    losses = []
+    for is_streamed in (False, True):
+        torch.manual_seed(0)
+        model = random_network(SMALL, torch.device("cpu"), torch.float32)
+        work = Work("lora", 64, 2, "all", text_tokens=9, is_streamed=is_streamed)
+        step = training_step(work, model, torch.device("cpu"))
+        losses.append([float(step()), float(step())])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
