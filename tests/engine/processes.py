@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flowloom.run.directory import RunDir
@@ -85,14 +85,39 @@ def start_engine(run_dir: RunDir, environ: Mapping[str, str] | None = None) -> F
     return ForkedProcess(_engine, str(run_dir.path), environ=environ)
 
 
+def _engines(*run_dirs: str) -> int:
+    from flowloom.engine.__main__ import run_on
+    from flowloom.engine.parallel.ranks import join_ranks, leave_ranks
+    from flowloom.engine.stopping import StopSignals
+
+    with StopSignals().listening() as signals:
+        ranks = join_ranks("cpu")
+        for path in run_dirs:
+            run_on(ranks, RunDir(Path(path)), RunDir(Path(path)).read_config(), signals)
+        leave_ranks(ranks)
+    return 0
+
+
 def run_ranks(run_dir: RunDir, num_ranks: int, environ: Mapping[str, str] | None = None) -> int:
     """The engine on so many ranks, as torchrun starts them; the first exit status that is not 0."""
+    return _run_ranks(_engine, [run_dir], num_ranks, environ or {})
+
+
+def run_all_on_ranks(run_dirs: Sequence[RunDir], num_ranks: int) -> int:
+    """`run_ranks` for one run after the other, in the same processes."""
+    return _run_ranks(_engines, run_dirs, num_ranks, {})
+
+
+def _run_ranks(
+    call: Callable[..., int], run_dirs: Sequence[RunDir], num_ranks: int, environ: Mapping[str, str]
+) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+    paths = [str(run_dir.path) for run_dir in run_dirs]
     ranks = [
-        start_engine(run_dir, {**(environ or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        ForkedProcess(call, *paths, environ={**environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(num_ranks)
     ]
     # Like torchrun: when a rank fails, the others are ended.

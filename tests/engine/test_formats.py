@@ -82,7 +82,9 @@ def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image
 def measured(components: Components) -> tuple[float, float, Any]:
     """The loss of an update, that of held-out rows, and an image generated with a negative prompt."""
     loaded = next(iter(components.loader.batches(0)))
-    loss = train_step(components.state, prepare(components.state, loaded, components.encoders)).loss.item()
+    loss = train_step(
+        components.state, prepare(components.state, loaded, components.encoders.encode(loaded))
+    ).loss.item()
     assert components.validation is not None
     (validated,) = validation_loss(components.state, components.validation, components.encoders).values()
     params = SamplingParams(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)

@@ -55,7 +55,8 @@ def test_masked_areas_give_no_gradient(make_config: Callable[..., RunConfig], lo
     mask = np.zeros((height, width), np.uint8)
     mask[: height // 2] = 255
     state = components.state
-    batch = same_text(prepare(state, with_masks(loaded, mask), components.encoders))
+    masked = with_masks(loaded, mask)
+    batch = same_text(prepare(state, masked, components.encoders.encode(masked)))
     network = Predicts(batch)
     sample_losses(network, batch, state.objective).sum().backward()
     gradient = network.prediction.grad
@@ -78,7 +79,8 @@ def test_half_of_a_token_counts_half(make_config: Callable[..., RunConfig]) -> N
     mask = np.zeros((height, width), np.uint8)
     mask[:8, :] = 255
     mask[32, 0] = 255
-    weight = prepare(components.state, with_masks(loaded, mask), components.encoders).token_weight
+    masked = with_masks(loaded, mask)
+    weight = prepare(components.state, masked, components.encoders.encode(masked)).token_weight
     assert weight is not None
     tokens = weight[0].reshape(height // 16, width // 16)
     assert tokens[0].tolist() == [0.5] * (width // 16)
@@ -93,7 +95,8 @@ def test_a_mask_of_ones_changes_no_bit(make_config: Callable[..., RunConfig], cf
         components, loaded = parts_and_batch(make_config(training={"cfg_scale_strength": cfg}))
         width, height = loaded.size
         ones = np.full((height, width), 255, np.uint8)
-        batch = prepare(components.state, with_masks(loaded, ones if masked else None), components.encoders)
+        part = with_masks(loaded, ones if masked else None)
+        batch = prepare(components.state, part, components.encoders.encode(part))
         assert (batch.token_weight is not None) == masked
         metrics = train_step(components.state, batch)
         results.append((metrics, {name: weight.clone() for name, weight in components.state.trained.items()}))
@@ -107,9 +110,8 @@ def test_a_mask_of_ones_changes_no_bit(make_config: Callable[..., RunConfig], cf
 def test_a_mask_that_leaves_nothing_is_no_update_of_nan(make_config: Callable[..., RunConfig]) -> None:
     components, loaded = parts_and_batch(make_config(training={"weight_decay": 0.0}))
     width, height = loaded.size
-    batch = prepare(
-        components.state, with_masks(loaded, np.zeros((height, width), np.uint8)), components.encoders
-    )
+    masked = with_masks(loaded, np.zeros((height, width), np.uint8))
+    batch = prepare(components.state, masked, components.encoders.encode(masked))
     assert train_step(components.state, batch).loss.item() == 0
     assert all(torch.isfinite(weight).all() for weight in components.state.trained.values())
 

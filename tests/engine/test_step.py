@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +27,7 @@ from flowloom.nn.chroma import Chroma
 def state_and_batch(config: RunConfig) -> tuple[TrainState, LatentBatch]:
     parts = build(config, Ranks())
     loaded = next(iter(parts.loader.batches(0)))
-    return parts.state, prepare(parts.state, loaded, parts.encoders)
+    return parts.state, prepare(parts.state, loaded, parts.encoders.encode(loaded))
 
 
 def gradients_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -66,7 +69,7 @@ def test_batches_of_two_sizes_make_one_update_that_is_the_mean_over_all(
     parts = build(make_config(), Ranks())
     sizes: dict[tuple[int, int], LatentBatch] = {}
     for loaded in parts.loader.batches(0):
-        sizes[loaded.size] = prepare(parts.state, loaded, parts.encoders)
+        sizes[loaded.size] = prepare(parts.state, loaded, parts.encoders.encode(loaded))
     one, other = list(sizes.values())[:2]
     assert one.latents.shape[1] != other.latents.shape[1]
     with torch.no_grad():
@@ -180,20 +183,31 @@ def test_updates_cut_a_batch_completely(make_config: Callable[..., RunConfig]) -
     assert [len(part) for part in updates_of(batch, [2, 1, 4], 1)] == [1, 4]
 
 
-def test_noise_differs_between_ranks_and_batches_but_not_between_tries(
-    make_config: Callable[..., RunConfig],
+def test_noise_is_that_of_the_row_and_its_showing(
+    make_config: Callable[..., RunConfig], synthetic_data: Path, tmp_path: Path
 ) -> None:
-    config = make_config()
-    parts = build(config, Ranks())
-    first, second = (batch for batch, _ in zip(parts.loader.batches(0), range(2), strict=False))
-    prepared = prepare(parts.state, first, parts.encoders)
-    again = prepare(parts.state, first, parts.encoders)
-    assert torch.equal(prepared.noise, again.noise)
-    assert torch.equal(prepared.noise_level, again.noise_level)
-    assert not torch.equal(prepared.noise_level, prepare(parts.state, second, parts.encoders).noise_level)
-    parts.state.ranks = Ranks(rank=1, size=2)
-    other = prepare(parts.state, first, parts.encoders)
-    assert not torch.equal(prepared.noise_level, other.noise_level)
+    """On any rank, however its batch is cut, and if another row cannot be read; in each epoch another one."""
+    folder = tmp_path / "images"
+    shutil.copytree(synthetic_data, folder)
+    (folder / "03.png").write_bytes(b"no image")
+    data = {"jsonl_metadata_path": str(folder / "data.jsonl"), "image_folder_path": str(folder)}
+    config = make_config(objective={"pairing": "random"}, dataloader={"batch_size": 5} | data)
+    of_sizes: list[dict[tuple[int, int], tuple[float, float]]] = []
+    for ranks in ([Ranks()], [Ranks(rank, 3) for rank in range(3)]):
+        found: dict[tuple[int, int], tuple[float, float]] = {}
+        for rank in ranks:
+            parts = build(config, rank)
+            for loaded in chain(parts.loader.batches(0), parts.loader.batches(1)):
+                encoded = parts.encoders.encode(loaded) if loaded.samples else None
+                batch = prepare(parts.state, loaded, encoded)
+                for sample, noise, level in zip(loaded.samples, batch.noise, batch.noise_level, strict=True):
+                    found[sample.row, sample.showing] = noise.sum().item(), level.item()
+        of_sizes.append(found)
+    one, three = of_sizes
+    assert one == three
+    assert one.keys() == {(row, showing) for row in range(22) if row != 3 for showing in (0, 1)}
+    noises, levels = (set(column) for column in zip(*one.values(), strict=True))
+    assert len(noises) == len(levels) == 42
 
 
 def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]) -> None:

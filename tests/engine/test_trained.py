@@ -92,7 +92,8 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
 
     for name, block in parts.state.model.blocks():  # pyright: ignore[reportCallIssue]
         note(name, block)
-    batch = prepare(parts.state, next(iter(parts.loader.batches(0))), parts.encoders)
+    loaded = next(iter(parts.loader.batches(0)))
+    batch = prepare(parts.state, loaded, parts.encoders.encode(loaded))
     train_step(parts.state, batch)
     trained = {name.rsplit(".", 1)[0] for name in parts.state.trained if "blocks" in name}
     lowest = min(i for i, name in enumerate(graphs) if any(t.startswith(f"{name}.") for t in trained))
@@ -124,7 +125,7 @@ def test_rotation_keeps_or_resets_the_moments_of_a_block(
             assert int(before[block]["step"]) == seen[block]
         else:
             assert block not in before
-        train_step(state, prepare(state, loaded, parts.encoders))
+        train_step(state, prepare(state, loaded, parts.encoders.encode(loaded)))
         for name in state.trained:
             seen[name] = seen.get(name, 0) + 1
     assert max(seen.values()) > 1

@@ -18,6 +18,8 @@ from flowloom.run.directory import RunDir
 from flowloom.run.process import FAILED, run_module
 
 if TYPE_CHECKING:
+    from flowloom.config.run import RunConfig
+    from flowloom.engine.parallel.ranks import Ranks
     from flowloom.engine.run import Session
 
 
@@ -34,16 +36,28 @@ def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lam
     gc.set_threshold(100_000, 50, 100)
     with StopSignals().listening() as signals:
         from flowloom.engine.parallel.ranks import join_ranks, leave_ranks
-        from flowloom.engine.run import Session
         from flowloom.models.device import choose_device
 
         config = run_dir.read_config()
         ranks = join_ranks(choose_device(config.parallel.device).type)
         try:
-            with run_dir.locked() if ranks.is_first else nullcontext():
-                _run_session(Session(run_dir, config, ranks, signals, on_event))
+            run_on(ranks, run_dir, config, signals, on_event)
         finally:
             leave_ranks(ranks)
+
+
+def run_on(
+    ranks: Ranks,
+    run_dir: RunDir,
+    config: RunConfig,
+    signals: StopSignals,
+    on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
+) -> None:
+    """`run_engine` on ranks that have joined; they can train several runs."""
+    from flowloom.engine.run import Session
+
+    with run_dir.locked() if ranks.is_first else nullcontext():
+        _run_session(Session(run_dir, config, ranks, signals, on_event))
 
 
 def _run_session(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -10,31 +10,61 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.data.loader import SampleBatch
-from flowloom.engine.encode import Encoders, Encodings
+from flowloom.engine.encode import Encodings
 from flowloom.engine.objective import LatentBatch
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
-from flowloom.flow_matching.coupling import optimal_transport
+from flowloom.flow_matching.coupling import optimal_transport, similarities
 from flowloom.models.device import sent
-from flowloom.models.family import Conditioning, Grid
+from flowloom.models.family import Conditioning, Grid, family_of
+
+Showing = tuple[int, int]
+"""A row, and the number of times that it was shown before: each sample of a run has another one."""
 
 
-def prepare(state: TrainState, loaded: SampleBatch, encoders: Encoders) -> LatentBatch:
-    """The complete loaded batch, ready for the network.
+def prepare(state: TrainState, loaded: SampleBatch, encoded: Encodings | None) -> LatentBatch:
+    """This rank's part of a batch, ready for the network.
 
-    Noise and noise levels are functions of (seed, epoch, batch, rank): they differ between ranks, and a
-    resumed run draws the same ones. Noise is paired with latents over this rank's whole part of the batch,
-    before it is split into updates and micro-batches.
+    Noise and noise level of a sample are functions of (seed, row, number of times that the row was shown):
+    they do not depend on the number of ranks, and a resumed run draws the same ones. Noise is paired with
+    latents over the whole batch, before it is split into updates, ranks and micro-batches: all ranks call
+    this together.
+
+    Args:
+        encoded: the samples of `loaded`; None if it has none.
     """
-    if not loaded.samples:
-        return _nothing(encoders.device)
-    encoded = encoders.encode(loaded)
-    draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
-    level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
-    noise = torch.randn(encoded.latents.shape, generator=draw)
-    if state.config.objective.pairing == "optimal_transport":
-        noise = noise[optimal_transport(encoded.latents, noise)]
-    return assemble(loaded, encoded, noise, level, encoders)
+    seed, showings = state.config.training.master_seed, [(one.row, one.showing) for one in loaded.samples]
+    latents = torch.empty(0, 0) if encoded is None else encoded.latents
+    noise = _noise(state, showings, latents)
+    if encoded is None:
+        return _nothing(state.precision.device)
+    draws = (generator(seed, "noise level", *showing) for showing in showings)
+    uniform = torch.cat([torch.rand(1, generator=draw, dtype=torch.float64) for draw in draws])
+    return assemble(state, loaded, encoded, noise, state.objective.quantile(uniform))
+
+
+def _noise(state: TrainState, showings: list[Showing], latents: Tensor) -> Tensor:
+    """Noise like `latents`, (B, L, D), of the samples at these showings."""
+    seed, shape = state.config.training.master_seed, latents.shape[1:]
+    if state.config.objective.pairing != "optimal_transport":
+        return _drawn(seed, showings, shape)
+    places = {showing: place for place, showing in enumerate(sorted(state.ranks.gathered(showings)))}
+    noise = _drawn(seed, places, shape)
+    # Ranks exchange similarities, which are small, and draw all noise of the batch.
+    rows = state.ranks.gathered(list(zip(showings, similarities(latents, noise), strict=True)))
+    similarity = torch.empty(len(rows), len(rows))
+    for showing, row in rows:
+        similarity[places[showing]] = row
+    order = optimal_transport(similarity)
+    return noise[order[[places[showing] for showing in showings]]]
+
+
+def _drawn(seed: int, showings: Collection[Showing], shape: Sequence[int]) -> Tensor:
+    """(B, *shape) standard normal."""
+    noise = torch.empty(len(showings), *shape)
+    for row, showing in zip(noise, showings, strict=True):
+        torch.randn(shape, generator=generator(seed, "noise", *showing), out=row)
+    return noise
 
 
 def _nothing(device: torch.device) -> LatentBatch:
@@ -44,10 +74,10 @@ def _nothing(device: torch.device) -> LatentBatch:
 
 
 def assemble(
-    loaded: SampleBatch, encoded: Encodings, noise: Tensor, level: Tensor, encoders: Encoders
+    state: TrainState, loaded: SampleBatch, encoded: Encodings, noise: Tensor, level: Tensor
 ) -> LatentBatch:
     """Everything about the samples of `loaded`, on the device."""
-    device = encoders.device
+    device = state.precision.device
     is_captioned = torch.tensor([bool(sample.caption) for sample in loaded.samples])
     weights = torch.tensor([sample.loss_weight for sample in loaded.samples], dtype=torch.float32)
     return LatentBatch(
@@ -59,7 +89,7 @@ def assemble(
         is_captioned=sent(is_captioned, device),
         loss_weight=sent(weights, device),
         grid=encoded.grid,
-        token_weight=_token_weight(loaded, encoded.grid, encoders.family.patch, device),
+        token_weight=_token_weight(loaded, encoded.grid, family_of(state.model).patch, device),
     )
 
 

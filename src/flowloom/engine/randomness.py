@@ -6,7 +6,7 @@ import torch
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator for one purpose: `generator(seed, "noise", epoch, batch, rank)`.
+    """A CPU generator for one purpose: `generator(seed, "noise", row, showing)`.
 
     Nothing in a run touches torch's global stream, so there is no generator state to save: every
     draw can be repeated from its key alone. Drawing on the CPU gives every device the same numbers.

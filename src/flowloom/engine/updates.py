@@ -79,14 +79,15 @@ class Updates:
             return
         first = self._state.position.update
         with self._controls.interruptible():
-            batches = self._together(
-                lambda: [
-                    (prepare(self._state, loaded, self._components.encoders), loaded.update_sizes)
-                    for loaded in pack
-                ]
-            )
+            encode = self._components.encoders.encode
+            encoded = self._together(lambda: [encode(loaded) if loaded.samples else None for loaded in pack])
+            batches = [
+                prepare(self._state, loaded, encodings)
+                for loaded, encodings in zip(pack, encoded, strict=True)
+            ]
         caption = next((sample.caption for loaded in pack for sample in loaded.samples), None)
-        cut = zip(*(updates_of(batch, sizes, first) for batch, sizes in batches), strict=True)
+        pairs = zip(batches, pack, strict=True)
+        cut = zip(*(updates_of(batch, loaded.update_sizes, first) for batch, loaded in pairs), strict=True)
         for number, parts in enumerate(cut, start=first):
             yield UpdateBatch(
                 parts, number, len(weights), len(pack), counts[number], bool(weights[number]), caption

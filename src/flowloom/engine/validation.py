@@ -54,4 +54,4 @@ def _at_quantiles(
     noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
     for quantile in state.config.validation.quantiles:
         level = state.objective.quantile(torch.full((len(noise),), quantile, dtype=torch.float64))
-        yield quantile, assemble(loaded, encoded, noise, level, encoders)
+        yield quantile, assemble(state, loaded, encoded, noise, level)

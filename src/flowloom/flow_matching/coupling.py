@@ -11,18 +11,28 @@ from torch.nn.functional import normalize
 
 
 @torch.no_grad()
-def optimal_transport(latents: Tensor, noise: Tensor) -> Tensor:
-    """The order (B,) in which `noise[order]` pairs with `latents`, so that paths cross least.
+def similarities(latents: Tensor, noise: Tensor) -> list[Tensor]:
+    """The cosine similarity of each of `latents` with all of `noise`: B rows of (N,) float32.
 
-    Minibatch optimal transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2023, arXiv:2302.00482):
-    the assignment with the least sum of cosine distances between flattened rows. A row of zeros has no
-    direction; it is equally far from every noise.
+    A row of zeros has no direction; it is equally far from every noise.
 
     Args:
         latents: (B, ...).
-        noise: same shape.
+        noise: (N, ...), N at least B; rows of the same shape.
     """
     directions, targets = (normalize(rows.flatten(1).float(), dim=1) for rows in (latents, noise))
-    similarity = (directions @ targets.T).cpu().numpy()
-    order: NDArray[np.int64] = optimize.linear_sum_assignment(similarity, maximize=True)[1]  # pyright: ignore[reportUnknownVariableType]
-    return torch.from_numpy(order).to(latents.device)
+    # One at a time: the result must not depend on which other latents this rank has.
+    return [targets @ direction for direction in directions]
+
+
+def optimal_transport(similarity: Tensor) -> Tensor:
+    """The order (B,) in which `noise[order]` pairs with latents, so that paths cross least.
+
+    Minibatch optimal transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2023, arXiv:2302.00482):
+    the assignment with the least sum of cosine distances between flattened rows.
+
+    Args:
+        similarity: (B, B) of each latents with each noise.
+    """
+    order: NDArray[np.int64] = optimize.linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1]  # pyright: ignore[reportUnknownVariableType]
+    return torch.from_numpy(order)
