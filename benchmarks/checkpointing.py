@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks.passes import Inputs, forward_backward, network, random_inputs
 from benchmarks.timing import Measured, interleaved
 from flowloom.nn.chroma import Chroma
+from flowloom.nn.recompute import Recompute
 from flowloom.nn.varlen import predict
 
 TARGET, MEMORY_TARGET = 1.4, 0.1
@@ -19,7 +20,7 @@ def run() -> Measured:
     """Ratio of times; correct when gradients are equal and activations kept are a tenth or less."""
     inputs = random_inputs([TEXT_TOKENS] * SAMPLES)
     keeps, recomputes = network(), network()
-    recomputes.checkpointed_blocks = len(recomputes.blocks())
+    recomputes.recompute = Recompute(len(recomputes.blocks()))
     kept_bytes, recomputed_bytes = (activation_bytes(model, inputs) for model in (keeps, recomputes))
     passes = [
         forward_backward(model, lambda model=model: predict(model, *inputs)) for model in (recomputes, keeps)

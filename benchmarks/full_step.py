@@ -25,6 +25,7 @@ from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.path import interpolate, velocity_target
 from flowloom.nn.chroma import Chroma, ChromaParams
 from flowloom.nn.patches import image_ids
+from flowloom.nn.recompute import Recompute
 
 SMALL = ChromaParams(64, 256, 256, 4.0, 8, 2, 4, (4, 14, 14), 10_000, True, 64, 5, 256)
 BATCH, IMAGE_TOKENS, TEXT_TOKENS, REAL_TOKENS = 4, 256, 512, 40
@@ -104,7 +105,7 @@ def run() -> Measured:
     theirs.enable_gradient_checkpointing()
     checkpointed = their_step(theirs, batch)
     our_seconds, their_seconds = interleaved(step, checkpointed)
-    ours.checkpointed_blocks = len(ours.blocks())
+    ours.recompute = Recompute(len(ours.blocks()))
     all_seconds, _ = interleaved(step, checkpointed, repeats=3)
     return Measured(
         ratio=their_seconds / our_seconds,

@@ -23,6 +23,7 @@ from flowloom.flow_matching.samplers import SAMPLERS, schedule
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.families.chroma import FAMILY
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams
+from flowloom.nn.recompute import Recompute
 
 DENSE_BF16_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165.2}
 """Peaks that vendors state, without sparsity. The first name that is part of the device's name counts."""
@@ -101,7 +102,7 @@ def mfu(work: Work, target: float, model: Chroma, peak: float, repeats: int = 5)
             "step_s": seconds,
             "peak_memory_mib": peak_memory_mib(),
             "batch_size": work.batch_size,
-            "checkpointed_blocks": model.checkpointed_blocks,
+            "checkpointed_blocks": model.recompute.blocks,
             "tflops_per_sample": useful / 1e12,
             "peak_tflops": peak / 1e12,
         },
@@ -128,8 +129,8 @@ def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[
     )
     dtype = model.img_in.weight.dtype
     trained_bytes = 0 if adapter else sum(p.nbytes for p in model.parameters())
-    model.checkpointed_blocks = checkpointed_blocks(
-        config, model.params, device, trained_bytes, dtype.itemsize
+    model.recompute = Recompute(
+        checkpointed_blocks(config, model.params, device, trained_bytes, dtype.itemsize)
     )
     precision = Precision(device, dtype, torch.float32 if adapter else dtype)
     streamer = (

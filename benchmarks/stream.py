@@ -18,6 +18,7 @@ from benchmarks.timing import Measured, one_thread
 from flowloom.engine.offload.copies import CpuCopies
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.nn.chroma import Chroma
+from flowloom.nn.recompute import Recompute
 from flowloom.nn.varlen import predict
 
 TARGET = 1 / 0.85
@@ -114,5 +115,5 @@ def frozen_network() -> Chroma:
     model = network(params=replace(SMALL, depth=4, depth_single_blocks=12))
     model.requires_grad_(False)
     model.img_in.requires_grad_(True)
-    model.checkpointed_blocks = len(model.blocks())
+    model.recompute = Recompute(len(model.blocks()))
     return model

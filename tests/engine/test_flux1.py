@@ -23,6 +23,7 @@ from flowloom.engine.state import Precision
 from flowloom.models.families.flux1 import FAMILY
 from flowloom.models.family import detect, family_for
 from flowloom.models.weights import open_weights, save_weights
+from flowloom.nn.recompute import Recompute
 from tests.fakes.tiny_pipelines import make_flux1_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
@@ -71,10 +72,12 @@ def inputs(section: ModelSection) -> tuple[Tensor, Tensor, list[dict[str, Tensor
     return torch.randn(2, GRID[0] * GRID[1] // 4, 64, generator=draw), torch.tensor([0.2, 0.9]), texts
 
 
-@pytest.mark.parametrize("recomputed", [0, 2, 3])
-def test_prediction_and_gradients_are_the_pipelines(pipeline: Any, section: ModelSection, recomputed: int):
+@pytest.mark.parametrize("recomputed", [(0, 0), (2, 0), (3, 0), (0, 3), (1, 1)])
+def test_prediction_and_gradients_are_the_pipelines(
+    pipeline: Any, section: ModelSection, recomputed: tuple[int, int]
+):
     theirs, ours = pipeline[0].transformer, FAMILY.load_network(section.network_path, CPU, torch.float32)
-    FAMILY.recompute(ours, recomputed)
+    FAMILY.recompute(ours, Recompute(*recomputed))
     x, level, texts = inputs(section)
     ids = FluxPipeline._prepare_latent_image_ids(2, GRID[0] // 2, GRID[1] // 2, CPU, torch.float32)
     expected = theirs(

@@ -45,7 +45,7 @@ CHOICES: dict[str, dict[str, list[Any]]] = {
         "text": ["off", "memory", "disk"],
         "sampling": ["mean", "draw"],
     },
-    "memory": {"checkpointed_blocks": ["auto", "all", 1]},
+    "memory": {"checkpointed_blocks": ["auto", "all", 1], "checkpointed_parts": ["block", "ffn"]},
     "model": {"use_x0": [False, False, True], "t5_to_8bit": [False, True]},
     "parallel": {"dtype": ["auto", "bf16", "fp32"], "trained_dtype": ["auto", "bf16", "fp32"]},
     "validation": {"share": [0.0, 0.2], "every": [5]},

@@ -235,6 +235,7 @@ def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]
         {"objective": {"mask_mode": "flow_union"}},
         {"training": {"cfg_scale_strength": 3.0}, "objective": {"loss": "huber"}},
         {"memory": {"checkpointed_blocks": "all"}},
+        {"memory": {"checkpointed_blocks": "all", "checkpointed_parts": "ffn"}},
     ],
     ids=lambda sections: ",".join(sections) or "full",
 )

@@ -24,6 +24,7 @@ from flowloom.engine.sample import SampleRequest, sample
 from flowloom.errors import ConfigError
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.families.flux1 import FAMILY as FLUX1
+from flowloom.nn.recompute import Recompute
 from flowloom.run.directory import RunDir
 from tests.engine.test_resume import change_by_flags, losses, stop_after
 from tests.engine.test_run import events
@@ -272,7 +273,7 @@ def test_flux1_is_streamed_with_equal_predictions_and_gradients() -> None:
     for is_streamed in (False, True):
         torch.manual_seed(2)
         model = network()
-        FLUX1.recompute(model, 3)
+        FLUX1.recompute(model, Recompute(3))
         if is_streamed:
             stream_blocks(model, [block for _, block in FLUX1.blocks(model)], CPU).adopt()
         velocity = FLUX1.predict(model, x, level, texts, (4, 6))

@@ -15,6 +15,7 @@ from flowloom.nn.attention import rotate, rotation_table
 from flowloom.nn.blocks import RMSNorm, modulate
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams, params_from_shapes
 from flowloom.nn.patches import image_ids
+from flowloom.nn.recompute import Recompute
 from flowloom.nn.tiny import TINY
 
 
@@ -143,7 +144,7 @@ def test_each_recomputed_block_keeps_less(make_chroma: Callable[[], Chroma], inp
     kept = []
     for blocks in (0, 1, 3, 5):
         chroma = make_chroma()
-        chroma.checkpointed_blocks = blocks
+        chroma.recompute = Recompute(blocks)
         kept.append(kept_bytes(chroma, inputs))
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] < kept[0] / 5
@@ -167,7 +168,7 @@ def test_recomputation_is_spent_on_blocks_that_need_gradients(
     kept = []
     for blocks in (0, 1):
         chroma = make_chroma()
-        chroma.checkpointed_blocks = blocks
+        chroma.recompute = Recompute(blocks)
         for name, parameter in chroma.named_parameters():
             parameter.requires_grad = name.startswith("single_blocks.2.")
         kept.append(kept_bytes(chroma, inputs))
@@ -184,7 +185,7 @@ def test_recomputation_leaves_out_the_last_product_of_each_block(
     make_chroma: Callable[[], Chroma], inputs: dict[str, Tensor]
 ):
     keeps, recomputes = make_chroma(), make_chroma()
-    recomputes.checkpointed_blocks = len(recomputes.blocks())
+    recomputes.recompute = Recompute(len(recomputes.blocks()))
     again = operations(recomputes(**inputs).sum().backward) - operations(keeps(**inputs).sum().backward)
     params, samples, image, text = keeps.params, 3, 12, 9
     left_out = params.depth * 4 * image + params.depth_single_blocks * 5 * (image + text)

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.rival import twin
 from flowloom.models.chroma_names import to_diffusers
 from flowloom.nn.chroma import Chroma
+from flowloom.nn.recompute import Recompute
 
 # diffusers' Chroma uses a class that diffusers itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
@@ -54,7 +55,7 @@ def test_prediction_and_every_gradient_are_those_of_diffusers(
     checkpointed: int,
 ):
     ours = make_chroma()
-    ours.checkpointed_blocks = checkpointed
+    ours.recompute = Recompute(checkpointed)
     mask = lengths_mask if masked else None
     found = ours(**inputs, text_mask=mask)
     expected = velocity(theirs, inputs, mask)

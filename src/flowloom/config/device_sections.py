@@ -13,6 +13,9 @@ class MemorySection(Section):
 
     checkpointed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
     """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
+    checkpointed_parts: Literal["block", "ffn"] = "block"
+    """Part of these blocks that recomputes: all of it, or only the feed-forward part (MLP), which saves less
+    memory and time."""
     streamed_blocks: Annotated[Literal["all"] | Count, SIMPLE] = 0
     """Number of blocks whose frozen weights stay in host memory and are copied to the device before each use.
     Above 0 all blocks recompute activations in the backward pass."""

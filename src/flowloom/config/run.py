@@ -354,6 +354,9 @@ class RunConfig(Section):
         if self.memory.streamed_blocks and self.method_kind == "full":
             message = "must be 0 with method full, which trains all weights: only frozen ones are streamed."
             yield Problem("memory.streamed_blocks", message)
+        if self.memory.streamed_blocks and self.memory.checkpointed_parts == "ffn":
+            message = "must be block with memory.streamed_blocks: streamed blocks recompute completely."
+            yield Problem("memory.checkpointed_parts", message)
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
             message = f"{kind} needs a known end: set limits.max_steps, max_epochs or max_minutes."

@@ -29,6 +29,7 @@ from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
 from flowloom.models.device import choose_device, encoder_dtype
 from flowloom.models.family import Conditioning, family_for
+from flowloom.nn.recompute import Recompute
 from flowloom.storage.base import OnState
 
 T = TypeVar("T")
@@ -163,7 +164,9 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
     family = family_for(config.model)
     sizes = family.sizes(config.model.network_path)
     device, itemsize = state.precision.device, state.precision.compute.itemsize
-    family.recompute(state.model, checkpointed_blocks(config, sizes, device, trained_bytes, itemsize))
+    blocks = checkpointed_blocks(config, sizes, device, trained_bytes, itemsize)
+    is_whole = config.memory.checkpointed_parts == "block"
+    family.recompute(state.model, Recompute(blocks) if is_whole else Recompute(ffn=blocks))
     if config.memory.compile:
         for _, block in family.blocks(state.model):
             # Static shapes would compile again for every bucket and caption length.

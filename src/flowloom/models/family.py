@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowloom.models.weights import Weights
+    from flowloom.nn.recompute import Recompute
 
 AUTO = "auto"
 DEFAULT = "chroma"
@@ -135,10 +136,24 @@ class Conditioner(Protocol):
     ) -> list[dict[str, Tensor]]: ...
 
 
+class Activations(NamedTuple):
+    """The activations that a block saves for its backward pass, for each token in multiples of the width."""
+
+    kept: float
+    """Of a block that recomputes nothing; one that recomputes completely keeps its input."""
+    without_ffn: float
+    """Of a block that recomputes its feed-forward part."""
+    ffn_cost: float
+    """Share of a forward pass that is computed again where every block recomputes its feed-forward part."""
+    block_cost: float
+    """Share of a forward pass that is computed again where every block recomputes."""
+
+
 @dataclass(frozen=True)
 class FamilyDefaults:
-    """A family's values for keys that are not set."""
+    """A family's values for keys that are not set, and its properties in estimates."""
 
+    activations: Activations
     guidance: float = 0.0
     """Distilled guidance of previews and samples, in place of 0."""
     guidance_effect: str = ""
@@ -195,8 +210,8 @@ class ModelFamily(Protocol):
         """Every block with its name, in order of execution."""
         ...
 
-    def recompute(self, network: nn.Module, num_blocks: int) -> None:
-        """Make that many blocks recompute their activations in the backward pass."""
+    def recompute(self, network: nn.Module, recompute: Recompute) -> None:
+        """Let `recompute` run the network's blocks."""
         ...
 
     def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Codec: ...

@@ -6,6 +6,7 @@ pass that recomputes the block stops before it: a third less to compute again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowloom.nn.attention import attention
+from flowloom.nn.recompute import recomputed
 
 
 class RMSNorm(nn.Module):
@@ -75,6 +77,9 @@ def _in_its_dtype(x: Tensor) -> AbstractContextManager[Any]:
 class DoubleBlock(nn.Module):
     """Image and text, each with its own weights, attend together."""
 
+    recomputes_ffn = False
+    """See `Recompute`."""
+
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qkv_bias: bool):
         super().__init__()
         self.img_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
@@ -107,13 +112,23 @@ class DoubleBlock(nn.Module):
         mixed = attention(q, k, v, rotation, mask)
         text_mixed, image_mixed = torch.split(mixed, [text.shape[1], image.shape[1]], dim=1)
         text = torch.addcmul(text, txt[2], self.txt_attn.proj(text_mixed))
-        text = torch.addcmul(text, txt[5], self.txt_mlp(modulate(text, txt[3], txt[4])))
+        text = torch.addcmul(text, txt[5], self._feed_forward(self.txt_mlp, text, txt))
         image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
-        return text, image, self.img_mlp(modulate(image, img[3], img[4]))
+        return text, image, self._feed_forward(self.img_mlp, image, img)
+
+    def _feed_forward(self, mlp: nn.Module, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+        def run(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+            return mlp(modulate(x, shift, scale))
+
+        shift_scale = modulation[3:5]
+        return recomputed(run, x, *shift_scale) if self.recomputes_ffn else run(x, *shift_scale)
 
 
 class SingleBlock(nn.Module):
     """Attention and MLP side by side on the joint sequence (Dehghani et al. 2023, arXiv:2302.05442)."""
+
+    recomputes_ffn = False
+    """See `Recompute`. It keeps the hidden layer, which is one tensor with queries, keys and values."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float):
         super().__init__()
@@ -136,6 +151,9 @@ class SingleBlock(nn.Module):
         *qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.parts, dim=-1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv)
         mixed = attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rotation, mask)
+        return recomputed(self._join, mixed, hidden) if self.recomputes_ffn else self._join(mixed, hidden)
+
+    def _join(self, mixed: Tensor, hidden: Tensor) -> Tensor:
         hidden = functional.gelu(hidden, approximate="tanh")
         return self.linear2(torch.cat((mixed, hidden), dim=-1))
 

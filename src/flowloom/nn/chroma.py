@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import checkpoint
 
 from flowloom.nn.attention import rotation_table
 from flowloom.nn.blocks import DoubleBlock, LastLayer, RMSNorm, SingleBlock
+from flowloom.nn.recompute import Recompute
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,10 @@ class _ApproximatorLayer(nn.Module):
 class Chroma(nn.Module):
     """The velocity field of images given text; parameter names are the released checkpoint's."""
 
-    checkpointed_blocks: int = 0
-    """So many of the blocks that need gradients recompute their activations in the backward pass."""
-
     def __init__(self, params: ChromaParams):
         super().__init__()
         self.params = params
+        self.recompute = Recompute()
         size = params.hidden_size
         if size != params.num_heads * sum(params.axes_dim):
             raise ValueError(
@@ -152,7 +150,8 @@ class Chroma(nn.Module):
         mask = None
         if text_mask is not None:
             mask = functional.pad(text_mask, (0, latents.shape[1]), value=True)[:, None, None, :]
-        run = _Recompute(self.checkpointed_blocks)
+        run = self.recompute
+        run.start()
         for block, of_image, of_text in zip(
             self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
         ):
@@ -195,28 +194,6 @@ def approximator_inputs(params: ChromaParams, noise_level: Tensor, guidance: Ten
         ),
         dim=-1,
     )
-
-
-class _Recompute:
-    """Runs blocks, the first `budget` of those that need gradients without keeping their activations.
-
-    Blocks below the lowest trained parameter keep none in any case.
-    """
-
-    def __init__(self, budget: int):
-        self.budget = budget
-
-    def __call__(self, block: nn.Module, *inputs: Tensor | None) -> Any:
-        if self.budget > 0 and torch.is_grad_enabled() and _needs_gradients(block, inputs):
-            self.budget -= 1
-            settings: dict[str, Any] = {"preserve_rng_state": False, "determinism_check": "none"}
-            return cast("Any", checkpoint.checkpoint(block, *inputs, use_reentrant=False, **settings))
-        return block(*inputs)
-
-
-def _needs_gradients(block: nn.Module, inputs: Iterable[Tensor | None]) -> bool:
-    tensors = (*block.parameters(), *(x for x in inputs if x is not None))
-    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _sinusoids(values: Tensor, dim: int) -> Tensor:

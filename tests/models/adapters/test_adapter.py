@@ -8,6 +8,7 @@ from torch import nn
 
 from flowloom.errors import ConfigError, WeightsError
 from flowloom.models.adapters.adapter import attach
+from flowloom.nn.recompute import Recompute
 
 KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -181,7 +182,7 @@ def test_recomputing_blocks_gives_the_same_gradients(kind, make_network, inputs,
     gradients = []
     for recomputed in (0, 4):
         network = make_network()
-        network.checkpointed_blocks = recomputed
+        network.recompute = Recompute(recomputed)
         adapter = attach_trained(network, kind)
         network(*inputs).square().mean().backward()
         gradients.append({name: p.grad for name, p in adapter.parameters.items()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
@@ -25,6 +25,7 @@ from flowloom.models.families.chroma import (
     ChromaFamily,
 )
 from flowloom.models.family import (
+    Activations,
     Conditioning,
     FamilyDefaults,
     Flops,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from flowloom.models.text_encoder import TextEncoder
     from flowloom.models.weights import Weights
+    from flowloom.nn.recompute import Recompute
 
 TRAINING_GUIDANCE = 1.0
 """Guidance of dev during training, as in diffusers' and kohya's trainers."""
@@ -155,7 +157,9 @@ class Flux1Family(ChromaFamily):
     conditioning = {"states": "caption-states", "pooled": "caption-pooled"}
     names = NAMES
     adapter_base = AdapterBase("flux", r"flux", LAYERS, _OWN_LAYERS, SHARED_LAYERS)
-    defaults = FamilyDefaults(guidance=3.5)
+    defaults = FamilyDefaults(
+        Activations(kept=23, without_ffn=14, ffn_cost=0.33, block_cost=0.75), guidance=3.5
+    )
 
     def notes(self, model: ModelSettings) -> list[str]:
         try:
@@ -206,20 +210,17 @@ class Flux1Family(ChromaFamily):
             for i, block in enumerate(getattr(network, kind))
         ]
 
-    def recompute(self, network: Any, num_blocks: int) -> None:
-        chosen = {id(block) for _, block in self.blocks(network)[:num_blocks]}
+    def recompute(self, network: Any, recompute: Recompute) -> None:
+        from flowloom.models.flux1_blocks import let_recompute_ffn
 
-        def run(block: nn.Module, *inputs: Any) -> Any:
-            from torch.utils import checkpoint
+        for _, block in self.blocks(network):
+            let_recompute_ffn(block)
+        network.enable_gradient_checkpointing(recompute)
 
-            if id(block) not in chosen:
-                return block(*inputs)
-            return cast(
-                "Any",
-                checkpoint.checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False),
-            )
+        def start(*_: object) -> None:
+            recompute.start()
 
-        network.enable_gradient_checkpointing(run)
+        network.register_forward_pre_hook(start)
 
     def load_conditioner(
         self, model: ModelSettings, device: torch.device, dtype: torch.dtype
