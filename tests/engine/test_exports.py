@@ -157,7 +157,7 @@ def files(tmp_path: Path, tiny_family) -> dict[str, Path]:
         "diffusion_model.img_in.lora_B.weight": torch.ones(64, 1),
     }
     save_weights(tmp_path / "fox.safetensors", lora, {})
-    scaled = dict(open_weights(tiny_family.chroma_path).items()) | {"img_in.scale_weight": torch.ones(1)}
+    scaled = dict(open_weights(tiny_family.chroma_path).items()) | {"img_in.weight_scale_2": torch.ones(1)}
     save_weights(tmp_path / "scaled.safetensors", scaled, {})
     (tmp_path / "small.gguf").write_bytes(b"GGUF" + bytes(64))
     return {
@@ -172,11 +172,11 @@ def files(tmp_path: Path, tiny_family) -> dict[str, Path]:
 
 WRONG = [
     ("chroma_path", "lora", "fox.safetensors is a LoRA"),
-    ("chroma_path", "scaled", "has scaled float8 weights"),
-    ("chroma_path", "gguf", "is a GGUF file"),
+    ("chroma_path", "scaled", "has weights quantized by ComfyUI"),
+    ("chroma_path", "gguf", "not a complete GGUF file"),
     ("chroma_path", "t5", "Chroma's network goes here"),
     ("t5_path", "vae", "T5 XXL's encoder goes here"),
-    ("t5_path", "gguf", "is a GGUF file"),
+    ("t5_path", "gguf", "not a complete GGUF file"),
     ("vae_path", "chroma", "FLUX's VAE of 16 channels, ae.safetensors goes here"),
 ]
 
@@ -210,7 +210,7 @@ def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("chroma", "is Chroma, not a LoRA"), ("vae", "not a LoRA"), ("gguf", "is a GGUF file")],
+    [("chroma", "is Chroma, not a LoRA"), ("vae", "not a LoRA"), ("gguf", "not a complete GGUF file")],
 )
 def test_other_files_are_not_taken_for_adapters(
     file: str, message: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
@@ -243,7 +243,11 @@ def test_other_files_are_not_taken_for_adapters(
 
 def test_a_merge_into_another_model_is_refused(files: dict[str, Path], tmp_path: Path, capsys) -> None:
     arguments = ["export", str(files["lora"]), "--format", "merged", "-o", str(tmp_path / "out.safetensors")]
-    for base, said in (("vae", "Chroma's network goes here"), ("scaled", "scaled float8"), ("gguf", "GGUF")):
+    for base, said in (
+        ("vae", "Chroma's network goes here"),
+        ("scaled", "quantized by ComfyUI"),
+        ("gguf", "GGUF"),
+    ):
         assert main([*arguments, "--base", str(files[base])]) == 2
         assert said in capsys.readouterr().err
         config = {"source_path": str(files["lora"]), "base_path": str(files[base])}

@@ -154,8 +154,11 @@ def test_a_trained_lora_does_the_same_in_diffusers(
     assert (found - base).abs().max() > 1e-3
 
 
-def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path):
-    """diffusers' converter assumes a width of 3072: the matrices are narrow, so that this stays small."""
+def released_state(columns: int = 2) -> dict[str, Tensor]:
+    """Tensors under Black Forest Labs' names.
+
+    diffusers' converter assumes a width of 3072: the matrices are narrow, so that this stays small.
+    """
     draw, width = torch.Generator().manual_seed(1), 3072
     shapes = {
         "img_in": width,
@@ -178,14 +181,18 @@ def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path):
     }
     single = {"modulation.lin": 3 * width, "linear1": 7 * width, "linear2": width}
     shapes |= {f"single_blocks.0.{name}": rows for name, rows in single.items()}
-    state = {f"{name}.weight": torch.randn(rows, 2, generator=draw) for name, rows in shapes.items()}
+    state = {f"{name}.weight": torch.randn(rows, columns, generator=draw) for name, rows in shapes.items()}
     state |= {f"{name}.bias": torch.randn(rows, generator=draw) for name, rows in shapes.items()}
     norms = [f"double_blocks.0.{side}_attn.norm" for side in ("img", "txt")] + ["single_blocks.0.norm"]
-    state |= {
+    return state | {
         f"{norm}.{side}_norm.scale": torch.randn(128, generator=draw)
         for norm in norms
         for side in ("query", "key")
     }
+
+
+def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path):
+    state = released_state()
     path = tmp_path / "flux1-dev.safetensors"
     save_weights(path, state, {})
     assert detect(path) is FAMILY

@@ -117,8 +117,8 @@ def test_a_quantised_file_is_refused_and_offered_nowhere(key: str, kind: str, mo
         write_model(path, shapes | {"scaled_fp8": (2,)}, dtype="F8_E4M3")
     (problem,) = unfit_models(section(models_dir, **{key: "small"}))
     assert problem.where == f"model.{key}"
-    assert ("is a GGUF file" if kind == "GGUF" else "has scaled float8 weights") in problem.text
-    assert "Use the bf16 or fp16 .safetensors file of the same model" in problem.text
+    expected = "not a complete GGUF file" if kind == "GGUF" else "Use the bf16 or fp16 .safetensors file"
+    assert expected in problem.text
     assert "\n" not in problem.text
     assert path not in [path for paths in choices([models_dir]).values() for path in paths]
 
@@ -129,6 +129,9 @@ def test_plain_float8_is_accepted_and_reported_as_rounded(models_dir: Path):
     assert unfit_models(given) == []
     (note,) = rounded_models(ModelSection(**given))
     assert note.startswith("model.chroma_path: fp8.safetensors has float8 weights")
+    assert "trains all of its weights from there" not in note
+    (note,) = rounded_models(ModelSection(**given), trains_all=True)
+    assert "and this run trains all of its weights from there" in note
     assert rounded_models(ModelSection(**section(models_dir))) == []
 
 
@@ -161,7 +164,7 @@ def test_a_model_is_no_adapter(models_dir: Path):
     assert said["Chroma1-HD.safetensors"] == "Chroma1-HD.safetensors is Chroma, not a LoRA."
     assert said["ae.safetensors"].endswith("not a LoRA.")
     assert "is a LoRA for sdxl" in said["sdxl.safetensors"]
-    assert "is a GGUF file" in said["x.gguf"]
+    assert "not a complete GGUF file" in said["x.gguf"]
 
 
 def test_a_path_that_is_no_file_is_not_called_unreadable():

@@ -13,12 +13,13 @@ from flowloom.models.autoencoder import load_autoencoder
 from flowloom.models.chroma import load_chroma
 from flowloom.models.text_encoder import load_text_encoder
 from flowloom.models.weights import open_weights, save_weights
+from tests.models.quantized_files import write_gguf, write_scaled
 
 CPU = torch.device("cpu")
 
 
 def as_scaled_float8(path: Path, out: Path, mark: str) -> Path:
-    """As ComfyUI's and torchao's tools write it: float8 that fills its range, and a scale for each weight."""
+    """float8 that fills its range, and a scale for each weight under a name by `mark`."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in open_weights(path).items():
         if tensor.ndim != 2:
@@ -31,9 +32,11 @@ def as_scaled_float8(path: Path, out: Path, mark: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize("mark", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("mark", ["weight_scale_2", "weight._scale"])
 @pytest.mark.parametrize("key", ["chroma", "t5"])
-def test_scaled_float8_is_refused_by_name(key: str, mark: str, tiny_family, tmp_path: Path) -> None:
+def test_scales_that_are_not_understood_are_refused_by_name(
+    key: str, mark: str, tiny_family, tmp_path: Path
+) -> None:
     folder = tiny_family.t5_path
     source = {"chroma": tiny_family.chroma_path, "t5": folder / "model.safetensors"}[key]
     path = as_scaled_float8(Path(source), tmp_path / "scaled.safetensors", mark)
@@ -41,18 +44,18 @@ def test_scaled_float8_is_refused_by_name(key: str, mark: str, tiny_family, tmp_
         "chroma": lambda: load_chroma(path, CPU, torch.float32),
         "t5": lambda: load_text_encoder(path, folder, folder, CPU, torch.float32),
     }
-    with pytest.raises(WeightsError, match=r"scaled\.safetensors has scaled float8 weights.*Use the bf16"):
+    with pytest.raises(WeightsError, match=r"scaled\.safetensors has weights quantized by.*Use the bf16"):
         loads[key]()
 
 
 def test_an_adapter_is_not_merged_into_numbers_without_scales(tiny_family, tmp_path: Path) -> None:
     """Here no network is built, so no name would be found that does not fit."""
-    path = as_scaled_float8(Path(tiny_family.chroma_path), tmp_path / "scaled.safetensors", "weight_scale")
+    path = as_scaled_float8(Path(tiny_family.chroma_path), tmp_path / "scaled.safetensors", "weight._scale")
     width = open_weights(tiny_family.chroma_path).shapes["img_in.weight"]
     lora = {"lora_A.weight": torch.ones(1, width[1]), "lora_B.weight": torch.ones(width[0], 1)}
     adapter = tmp_path / "fox.safetensors"
     save_weights(adapter, {f"diffusion_model.img_in.{name}": t for name, t in lora.items()}, {})
-    with pytest.raises(WeightsError, match="scaled float8"):
+    with pytest.raises(WeightsError, match="quantized by quanto"):
         merge(path, adapter, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -72,9 +75,32 @@ def test_a_merge_into_plain_float8_keeps_the_adapter(tiny_family, tmp_path: Path
     assert torch.equal(merged["txt_in.weight"], base["txt_in.weight"].bfloat16())
 
 
+@pytest.mark.parametrize("form", ["comfy", "Q8_0"])
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_a_merge_into_a_quantized_base_is_written_in_the_compute_dtype(
+    form: str, dtype: torch.dtype | None, tiny_family, tmp_path: Path
+) -> None:
+    tensors = {name: tensor.clone() for name, tensor in open_weights(tiny_family.chroma_path).items()}
+    base = tmp_path / "base.safetensors"
+    meant = write_gguf(base, tensors, form) if form == "Q8_0" else write_scaled(base, tensors, form)
+    layer = "double_blocks.0.img_attn.proj"
+    rows, columns = tensors[f"{layer}.weight"].shape
+    down, up = torch.full((1, columns), 1e-1), torch.full((rows, 1), 1e-1)
+    adapter = {f"diffusion_model.{layer}.lora_A.weight": down, f"diffusion_model.{layer}.lora_B.weight": up}
+    save_weights(tmp_path / "fox.safetensors", adapter, {})
+    merge(base, tmp_path / "fox.safetensors", tmp_path / "out.safetensors", dtype=dtype)
+    merged = open_weights(tmp_path / "out.safetensors")
+    wanted = dtype or torch.bfloat16
+    assert set(merged.dtypes.values()) == {wanted}
+    for name, expected in meant.items():
+        if name == f"{layer}.weight":
+            expected = expected.float() + 1e-2
+        assert torch.allclose(merged[name].float(), expected.to(wanted).float(), rtol=1e-6, atol=1e-7), name
+
+
 @pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.pth"])
 @pytest.mark.parametrize("what", ["chroma", "vae", "adapter"])
-def test_gguf_is_refused_by_name(name: str, what: str, tmp_path: Path) -> None:
+def test_damaged_gguf_is_refused_by_name(name: str, what: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"GGUF" + bytes(64))
     reads = {
@@ -82,5 +108,5 @@ def test_gguf_is_refused_by_name(name: str, what: str, tmp_path: Path) -> None:
         "vae": lambda: load_autoencoder(path, CPU, torch.float32),
         "adapter": lambda: read_adapter(path),
     }
-    with pytest.raises(WeightsError, match=f"{name} is a GGUF file.*Use the bf16"):
+    with pytest.raises(WeightsError, match=f"{name}: not a complete GGUF file.*Download it again"):
         reads[what]()

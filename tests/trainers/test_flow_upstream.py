@@ -81,7 +81,7 @@ def test_a_base_that_flow_cannot_read_is_reported(config: dict[str, Any]) -> Non
     Path(config["model"]["chroma_path"]).write_bytes(b"GGUF" + bytes(64))
     (problem,) = TRAINER.check(config)
     assert problem.where == "model.chroma_path"
-    assert "chroma.safetensors is a GGUF file" in problem.text
+    assert "chroma.safetensors has GGUF weights, which only Flowloom's own trainer reads" in problem.text
 
 
 def test_keys_are_those_that_the_trainer_in_the_checkout_takes(config: dict[str, Any]) -> None:

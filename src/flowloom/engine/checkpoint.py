@@ -28,7 +28,8 @@ from flowloom.errors import (
 )
 from flowloom.files import sync
 from flowloom.models.adapters.formats import save_adapter
-from flowloom.models.weights import Entry, Weights, open_weights, place, save_weights
+from flowloom.models.weight_files import Entry
+from flowloom.models.weights import Weights, open_weights, place, save_weights
 from flowloom.run.directory import RunDir, checkpoint_name
 
 MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"

@@ -17,6 +17,7 @@ from flowloom.model_library.scan import ModelFile as FoundModel
 from flowloom.models.adapters.base_model import fits, shares_layers
 from flowloom.models.family import DEFAULT, ModelFamily, ModelFile, detect, families
 from flowloom.models.header import read_small_json
+from flowloom.models.weight_formats import INSTEAD
 
 _T5_WIDTH = 4096
 
@@ -124,14 +125,29 @@ def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
         raise ConfigError(str(source), problems)
 
 
-def rounded_models(model: ModelSection) -> list[str]:
-    """Warnings about weights in plain float8, which are rounded."""
+def rounded_models(model: ModelSection, *, trains_all: bool = False) -> list[str]:
+    """Warnings about weights in 8 bits or fewer, which are rounded.
+
+    Args:
+        trains_all: the network's weights are trained, rather than an adapter on top of them.
+    """
     return [
-        f"model.{key}: {one.path.name} has float8 weights, which are rounded far more than bf16. Use the "
-        "bf16 file of the same model for better results."
+        f"model.{key}: {one.path.name} has {one.quantized or 'float8 weights'} ({one.precision}), which are "
+        f"rounded far more than bf16{_START if trains_all and _is_trained(key) else ''}. Use the bf16 file "
+        "of the same model for better results."
         for key, one in _seen(model.model_dump()).items()
-        if (one.precision or "").startswith("F8") and not one.problem
+        if (one.quantized and one.precision not in _WIDE) or (one.precision or "").startswith("F8")
+        if not one.problem
     ]
+
+
+_START = ", and this run trains all of its weights from there"
+_WIDE = {"F32", "F16", "BF16"}
+
+
+def _is_trained(key: str) -> bool:
+    """True for the keys of networks that are trained."""
+    return key in ("path", *(family.files[0].key for family in families().values()))
 
 
 def untrained_models(config: RunConfig) -> list[str]:
@@ -147,9 +163,11 @@ def untrained_models(config: RunConfig) -> list[str]:
 
 
 def unreadable(path: Path) -> str | None:
-    """The reason why no trainer reads the model at `path`, such as GGUF; None without one."""
+    """The reason why no trainer but ours reads the model at `path`, such as GGUF; None without one."""
     try:
         found = look(path)
+        if found.quantized:
+            return f"{path.name} has {found.quantized}, which only Flowloom's own trainer reads. {INSTEAD}."
         return None if found.kind == "damaged" else found.problem
     except (OSError, ValueError):  # any text, such as the name of a model on the hub
         return None

@@ -17,9 +17,21 @@ from flowloom.model_library.adapters import AdapterFacts, read_adapter_facts
 from flowloom.model_library.untrained import is_untrained
 from flowloom.models.architectures import Kind
 from flowloom.models.family import families
-from flowloom.models.header import INDEX, PICKLED, SAFE, Header, read_header, read_shards, read_small_json
+from flowloom.models.header import (
+    GGUF,
+    INDEX,
+    PICKLED,
+    SAFE,
+    Header,
+    as_weights,
+    is_gguf,
+    joined,
+    read_header,
+    read_shards,
+    read_small_json,
+)
 from flowloom.models.recognize import Found, architectures, recognize, vae_by_scaling
-from flowloom.models.weight_formats import GGUF, why_gguf, why_unreadable
+from flowloom.models.weight_formats import why_unreadable
 
 LISTED = (*SAFE, *PICKLED, GGUF)
 MAX_FILES = 5_000
@@ -55,7 +67,9 @@ class ModelFile:
     version: str | None = None
     """48 of v48, from its name."""
     precision: str | None = None
-    """The most frequent number format."""
+    """The most frequent number format: BF16, Q4_K ..."""
+    quantized: str | None = None
+    """The name of its format if its weights are quantized in a way that only our own trainer reads."""
     num_params: int | None = None
     width: int | None = None
     """See Found."""
@@ -171,16 +185,14 @@ def _read_model(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     )
     variant, version = name_parts(path)
     plain = replace(plain, variant=variant, version=version)
-    if not path.is_dir() and (unreadable := why_gguf(path)):
-        return replace(plain, family="GGUF", problem=f"{path.name} {unreadable}")
-    if path.name.endswith(PICKLED):
+    if path.name.endswith(PICKLED) and not is_gguf(path):
         return replace(plain, kind="pickle", family="Pickles")
     if files[0].name == "model_index.json":
         return _pipeline(plain, files[0])
     try:
         header, is_whole = _header(files)
     except WeightsError as error:
-        return replace(plain, kind="damaged", problem=str(error))
+        return replace(plain, kind="damaged", quantized=_gguf(path), problem=str(error))
     described = _described(plain, header)
     if described.kind in ("network", "checkpoint") and len(weights) == 1:
         described = replace(described, is_untrained=is_untrained(Path(weights[0][0]), header))
@@ -191,19 +203,20 @@ def _header(files: Sequence[Path]) -> tuple[Header, bool]:
     first = files[0]
     if first.name.endswith(INDEX):
         return read_shards(first)[0], True
-    safe = [file for file in files if file.suffix in SAFE]
-    headers = [read_header(file) for file in safe]
-    tensors = {name: place for header in headers for name, place in header.tensors.items()}
-    return Header(tensors, headers[0].metadata if headers else {}), bool(safe)
+    safe = [file for file in files if file.suffix in LISTED]
+    return joined([read_header(file) for file in safe]), bool(safe)
 
 
 def _described(plain: ModelFile, header: Header) -> ModelFile:
+    header, quantized = as_weights(header)
     formats = Counter[str]()
     for place in header.tensors.values():
         formats[place.dtype] += place.numel
+    precision = formats.most_common(1)[0][0] if formats else None
     model = replace(
         plain,
-        precision=formats.most_common(1)[0][0] if formats else None,
+        precision=precision,
+        quantized=_gguf(plain.path) or quantized,
         num_params=formats.total(),
         title=header.metadata.get("modelspec.title"),
         problem=_unreadable(plain.path, header.tensors),
@@ -214,6 +227,10 @@ def _described(plain: ModelFile, header: Header) -> ModelFile:
         return replace(model, kind="lora", adapter=adapter, family="LoRA", architecture=base)
     found = recognize({name: place.shape for name, place in header.tensors.items()})
     return _named(model, found, header.tensors) if found else model
+
+
+def _gguf(path: Path) -> str | None:
+    return "GGUF weights" if path.is_file() and is_gguf(path) else None
 
 
 def _unreadable(path: Path, names: Iterable[str], kind: str = "") -> str | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowloom.models.family import ModelSettings
 
 _PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.")
-_OTHER_PARTS = ("decoder.", "lm_head.")
+_OTHER_PARTS = ("decoder.", "lm_head.", "spiece_model")
 
 
 class TextEncoder:

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flowloom.models.weights import Entry, Weights
+from flowloom.models.weight_files import Entry
+from flowloom.models.weights import Weights
 
 
 def cut(weights: Weights, rows: Mapping[str, tuple[str, int, int]], swapped: Collection[str] = ()) -> Weights:
@@ -17,7 +18,7 @@ def cut(weights: Weights, rows: Mapping[str, tuple[str, int, int]], swapped: Col
     for new, (old, start, stop) in rows.items():
         shape = (stop - start, *weights.shapes[old][1:])
         read = partial(_read, weights, old, start, stop, new in swapped)
-        entries[new] = Entry(shape, weights.dtypes[old], read)
+        entries[new] = Entry(shape, weights.dtypes[old], read, weights.is_dequantized)
     return Weights(weights.path, entries, weights.metadata)
 
 

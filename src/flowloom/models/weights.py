@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
-import re
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowloom.errors import WeightsError, disk_full, is_disk_full
 from flowloom.files import replacing
-from flowloom.json_types import is_object
-from flowloom.models.header import INDEX, PICKLED, SAFE
-from flowloom.models.weight_formats import why_gguf, why_unreadable
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class Entry(NamedTuple):
-    """A tensor that is still on disk."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
+from flowloom.models.dequantize import dequantized
+from flowloom.models.weight_files import DTYPE_NAMES, Entry, files_of, open_file, some_names
+from flowloom.models.weight_formats import why_unreadable
 
 
 class Weights(Mapping[str, Tensor]):
@@ -85,6 +53,11 @@ class Weights(Mapping[str, Tensor]):
         """Number format by name, from the headers alone."""
         return {name: entry.dtype for name, entry in self._entries.items()}
 
+    @cached_property
+    def is_dequantized(self) -> bool:
+        """True if the file holds some of them in fewer bits than they have here."""
+        return any(entry.is_dequantized for entry in self._entries.values())
+
     def below(self, *prefixes: str) -> Weights:
         """The tensors under the first of `prefixes` in use, without the prefix; all if none is."""
         for prefix in prefixes:
@@ -110,6 +83,7 @@ class Weights(Mapping[str, Tensor]):
             (rows, *parts[0].shape[1:]),
             parts[0].dtype,
             lambda: torch.cat([part.read() for part in parts]),
+            any(part.is_dequantized for part in parts),
         )
 
     def reshaped(self, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
@@ -130,8 +104,8 @@ def _read_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
 def open_weights(path: Path) -> Weights:
     """The tensors at `path`: a file, a folder of files, or the index of shards.
 
-    `.safetensors` and `.sft` are read by mmap. `.pth`, `.pt`, `.ckpt` and `.bin` are pickles: also by mmap,
-    as weights only, never as code.
+    `.safetensors`, `.sft` and `.gguf` are read by mmap. `.pth`, `.pt`, `.ckpt` and `.bin` are pickles: also
+    by mmap, as weights only, never as code. Quantized weights become float32 when they are read.
 
     Raises:
         WeightsError: nothing is there, a file is damaged, holds more than weights, or numbers that only
@@ -141,9 +115,8 @@ def open_weights(path: Path) -> Weights:
     entries: dict[str, Entry] = {}
     origins: dict[str, Path] = {}
     metadata: dict[str, str] = {}
-    for file in _files(path):
-        _check_readable(file)
-        found, file_metadata = _open_pickle(file) if file.suffix in PICKLED else _open_safe(file)
+    for file in files_of(path):
+        found, file_metadata = open_file(file)
         twice = next((name for name in found if name in entries), None)
         if twice:
             raise WeightsError(
@@ -152,137 +125,11 @@ def open_weights(path: Path) -> Weights:
         entries |= found
         origins |= dict.fromkeys(found, file)
         metadata |= file_metadata
+    entries = dequantized(path, entries, metadata)
     unreadable = why_unreadable(entries)
     if unreadable:
         raise WeightsError(f"{path} {unreadable}")
     return Weights(path, entries, metadata)
-
-
-def _files(path: Path) -> list[Path]:
-    if path.name.endswith(INDEX) and path.is_file():
-        return _shards(path)
-    if not path.is_dir():
-        return [path]
-    # The shortest name is the plain one, not a variant such as model.fp16.safetensors.index.json.
-    indexes = sorted(path.glob(f"*{INDEX}"), key=lambda index: (".bin." in index.name, len(index.name)))
-    if indexes:
-        return _shards(indexes[0])
-    for suffixes in (SAFE, PICKLED):
-        files = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
-        if files:
-            return files
-    what = "no file is named, and this folder" if path == Path() else f"{path}: this folder"
-    raise WeightsError(f"{what} holds no weights ({', '.join(SAFE + PICKLED)}).")
-
-
-def shard_names(index: Path) -> list[str]:
-    """The files beside `index` that it names, in order, existing or not.
-
-    Raises:
-        WeightsError: it is no index of shards.
-    """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index}: not an index of shards ({error!r}). Download it again.") from error
-    astray = [name for name in names if Path(name).name != name]
-    if astray:
-        raise WeightsError(f"{index}: shard {astray[0]!r} is not a file of this folder.")
-    return names
-
-
-def _shards(index: Path) -> list[Path]:
-    names = shard_names(index)
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise WeightsError(
-            f"{index}: {some_names(missing)} of {len(names)} shards missing in this folder. "
-            "Download them too."
-        )
-    return [index.parent / name for name in names]
-
-
-def _open_safe(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    try:
-        with _opened(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            entries = {
-                name: Entry(
-                    tuple(part.get_shape()), _DTYPES[part.get_dtype()], partial(_read_safe, path, name)
-                )
-                for name, part in slices.items()
-            }
-            return entries, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise WeightsError(_damaged(path, error)) from error
-    except KeyError as error:
-        raise WeightsError(f"{path}: number format {error} is not known here. Convert it to BF16.") from error
-
-
-def _read_safe(path: Path, name: str) -> Tensor:
-    # Opened again for each tensor (0.1 ms): pages of the file leave memory together with the tensor.
-    with _opened(path) as file:
-        return file.get_tensor(name)
-
-
-def _opened(path: Path) -> AbstractContextManager[Any]:
-    return safe_open(path, framework="pt")
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        path.open("rb").close()
-    except FileNotFoundError as error:
-        near = [file.name for file in sorted(path.parent.glob("*")) if file.suffix in SAFE + PICKLED]
-        beside = f" Its folder has: {some_names(near)}." if near else ""
-        raise WeightsError(f"{path}: no such file. Correct the path or download the file.{beside}") from error
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
-    unreadable = why_gguf(path)
-    if unreadable:
-        raise WeightsError(f"{path} {unreadable}")
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    size_mib = path.stat().st_size / 2**20
-    with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            return f"{path}: a Git LFS pointer, not the weights. Fetch them: git lfs pull"
-    return (
-        f"{path}: not a complete weights file ({size_mib:.1f} MiB; {error}). It may be truncated or in "
-        "another format: compare its size with the original and download it again."
-    )
-
-
-def _open_pickle(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    if not zipfile.is_zipfile(path):
-        raise WeightsError(_damaged(path, ValueError("not a torch file of version 1.6 or later")))
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"asks to run {unsafe[1]}" if unsafe else "holds more than weights"
-        raise WeightsError(
-            f"{path}: refused: this pickle {what}, and nothing of it was run. Use a .safetensors of these "
-            "weights, or convert it where running foreign code does no harm."
-        ) from error
-    except RuntimeError as error:
-        raise WeightsError(_damaged(path, error)) from error
-    return {name: _loaded(tensor) for name, tensor in _tensors(content, path).items()}, {}
-
-
-def _loaded(tensor: Tensor) -> Entry:
-    return Entry(tuple(tensor.shape), tensor.dtype, lambda: tensor)
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    if is_object(content) and is_object(content.get("state_dict")):
-        content = content["state_dict"]
-    found = content.items() if is_object(content) else ()
-    tensors = {str(name): value.detach() for name, value in found if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors by name. Is it a checkpoint of weights?")
-    return tensors
 
 
 def check_names(module: nn.Module, weights: Weights) -> None:
@@ -311,13 +158,6 @@ def check_names(module: nn.Module, weights: Weights) -> None:
         )
 
 
-def some_names(names: Iterable[str], limit: int = 4) -> str:
-    """The first `limit` of `names`, and how many more there are."""
-    listed = sorted(names)
-    more = f", ... {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
-
-
 def assign_weights(
     module_on_meta: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype
 ) -> None:
@@ -329,12 +169,21 @@ def assign_weights(
         WeightsError: names or shapes do not fit; the message lists which.
     """
     check_names(module_on_meta, weights)
-    placed = {name: place(weights[name], device, dtype) for name in module_on_meta.state_dict()}
+    placed = {name: read_onto(weights, name, device, dtype) for name in module_on_meta.state_dict()}
     module_on_meta.load_state_dict(placed, assign=True)
     left = [name for name, buffer in module_on_meta.named_buffers() if buffer.is_meta]
     assert not left or device.type == "meta", (
         f"{left[0]} is in no checkpoint and must not be made on the meta device"
     )
+
+
+def read_onto(weights: Weights, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The tensor `name` as `place` makes it; on the meta device nothing is read."""
+    if device.type != "meta":
+        return place(weights[name], device, dtype)
+    stored = weights.dtypes[name]
+    wanted = dtype if stored.is_floating_point else stored
+    return torch.empty(weights.shapes[name], dtype=wanted, device=device)
 
 
 def place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -369,7 +218,7 @@ def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mappin
     for name in order:
         dtype, shape, nbytes = sizes[name]
         start, end = end, end + nbytes
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)

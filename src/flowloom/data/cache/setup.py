@@ -41,7 +41,8 @@ from flowloom.data.metadata import Row
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
 from flowloom.models.family import family_for
-from flowloom.models.weights import INDEX, PICKLED, SAFE, shard_names
+from flowloom.models.header import GGUF, INDEX, PICKLED, SAFE
+from flowloom.models.weight_files import shard_names
 from flowloom.storage.base import OnState, StorageSection
 from flowloom.storage.open import open_source
 
@@ -49,7 +50,7 @@ ENCODERS = "encoders.json"
 """File in the cache's folder with the hashes of the encoders' files."""
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
 """Unchanged captions, for validation."""
-_ENCODER_SUFFIXES = (*SAFE, *PICKLED, ".json", ".model")
+_ENCODER_SUFFIXES = (*SAFE, *PICKLED, GGUF, ".json", ".model")
 _STORED = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -229,7 +230,7 @@ def _mark(file: Path) -> list[Any]:
 def _misses_weights(marks: list[list[Any]], known: list[list[Any]]) -> bool:
     """True if weights among the `known` files are missing, and no file was added."""
     names, before = ({mark[0] for mark in files} for files in (marks, known))
-    return names < before and any(name.endswith((*SAFE, *PICKLED)) for name in before - names)
+    return names < before and any(name.endswith((*SAFE, *PICKLED, GGUF)) for name in before - names)
 
 
 def _files(path: Path) -> list[Path]:

@@ -145,7 +145,11 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     names = [family.name, *(key.removeprefix("model.").removesuffix("_path") for key in keys[1:])]
     paths = (getattr(model, key.removeprefix("model.")) for key in keys)
     rows = list(zip(names, paths, strict=True))
-    warnings = [*rounded_models(model), *untrained_models(config), *family.notes(model)]
+    warnings = [
+        *rounded_models(model, trains_all=config.method_kind not in ADAPTERS),
+        *untrained_models(config),
+        *family.notes(model),
+    ]
     plan.hints += warnings
     plan.notes += warnings
     unfit = unfit_for(config)

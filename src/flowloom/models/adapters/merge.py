@@ -15,7 +15,8 @@ from flowloom.models.adapters.dora import decomposed, delta
 from flowloom.models.adapters.fused import Layer, layers_of, lokr_delta
 from flowloom.models.adapters.read import read_adapter
 from flowloom.models.family import detect
-from flowloom.models.weights import Entry, Weights, save_weights
+from flowloom.models.weight_files import Entry
+from flowloom.models.weights import Weights, save_weights
 
 
 def merge(
@@ -28,7 +29,8 @@ def merge(
 ) -> list[str]:
     """Write the base's weights with the adapter in them, by the checkpoint's names, in `dtype`.
 
-    `dtype` None keeps the base's, except that float8, which would round the adapter away, becomes bfloat16.
+    `dtype` None keeps the base's, except that float8, which would round the adapter away, and all of a
+    quantized base become bfloat16.
 
     One tensor is in memory at a time; sums are made in float32. `on_tensor` is called with the
     number done and the total.
@@ -50,6 +52,8 @@ def merge(
             f"first is {strange[0]!r}. Name the base that it was trained on."
         )
     made = count(1)
+    if dtype is None and base.is_dequantized:
+        dtype = torch.bfloat16
     dtypes = {name: dtype or _kept(own) for name, own in base.dtypes.items()}
 
     def read(name: str) -> Tensor:

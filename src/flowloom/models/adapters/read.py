@@ -17,7 +17,8 @@ from flowloom.models.adapters.formats import DORA_RULE, OVER_BASE
 from flowloom.models.adapters.fused import Layer, fuse, layers_of, split
 from flowloom.models.adapters.names import OTHER_KINDS, SUFFIXES, LoraNames, Place, is_beside_the_network
 from flowloom.models.family import DEFAULT, ModelFamily, families, family_of
-from flowloom.models.weights import Weights, open_weights, some_names
+from flowloom.models.weight_files import some_names
+from flowloom.models.weights import Weights, open_weights
 
 _ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES if suffix != "alpha")
 

@@ -1,0 +1,100 @@
+"""Runs on bases in quantized files: those of the plain files with the same numbers, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.estimate.plan import make_plan
+from flowloom.engine.preview import SamplingParams
+from flowloom.engine.sample import SampleRequest, sample
+from flowloom.models.families.flux1 import FAMILY as FLUX1
+from flowloom.models.family import detect
+from flowloom.models.weights import open_weights, save_weights
+from flowloom.run.directory import RunDir
+from tests.engine.test_flux1 import released_state
+from tests.engine.test_streaming import LORA, assert_equal, results
+from tests.models.quantized_files import write_bitsandbytes, write_gguf, write_scaled
+
+WRITE = {
+    "comfy": lambda path, tensors: write_scaled(path, tensors, "comfy"),
+    "Q4_0": lambda path, tensors: write_gguf(path, tensors, "Q4_0"),
+    "nf4": lambda path, tensors: write_bitsandbytes(path, tensors, "nf4"),
+}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora, 8 bits": ("Q4_0", {"lora": LORA | {"base_model_quant_level": "8bit"}}),
+    "dora, streamed": (
+        "nf4",
+        {"lora": LORA, "method": {"kind": "dora"}, "memory": {"streamed_blocks": "all"}},
+    ),
+    "full": ("comfy", {"method": {"kind": "full"}}),
+}
+
+
+@pytest.fixture
+def bases(tiny_chroma_path: Path, tmp_path: Path) -> Callable[[str], dict[str, Path]]:
+    """`bases("Q4_0")`: a quantized file, and a plain one with its numbers."""
+    tensors = {name: tensor.clone() for name, tensor in open_weights(tiny_chroma_path).items()}
+
+    def make(form: str) -> dict[str, Path]:
+        quantized, plain = tmp_path / "quantized.safetensors", tmp_path / "plain.safetensors"
+        save_weights(plain, WRITE[form](quantized, tensors), {})
+        return {"quantized": quantized, "plain": plain}
+
+    return make
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_on_a_quantized_file_is_that_on_its_numbers(
+    kind: str, bases: Callable[[str], dict[str, Path]], make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    form, sections = RUNS[kind]
+    found = []
+    for name, path in bases(form).items():
+        run_dir = make_run(name, model={"chroma_path": str(path)}, limits={"max_steps": 2}, **sections)
+        run_engine(run_dir)
+        losses, tensors, _ = results(run_dir)
+        images = []
+        if kind == "lora, 8 bits":
+            out, params = tmp_path / f"{name} images", SamplingParams(64, 64, steps=1, max_tokens=12)
+            request = SampleRequest(run_dir.path, ["red"], out, params)
+            images = [image.read_bytes() for image in sample(request)]
+        found.append((losses, tensors, images))
+    assert len(found[0][0]) >= 2
+    assert_equal(*found)
+
+
+def test_flux1_reads_them_too(tmp_path: Path) -> None:
+    """Under Black Forest Labs' names, whose rows are cut, and below ComfyUI's prefix."""
+    state = released_state(columns=32)
+    prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
+    meant = {
+        "flux.gguf": write_gguf(tmp_path / "flux.gguf", state, "Q5_1"),
+        "flux.safetensors": write_scaled(tmp_path / "flux.safetensors", prefixed, "comfy_quant"),
+    }
+    for name, numbers in meant.items():
+        save_weights(tmp_path / f"{name}.plain.safetensors", numbers, {})
+        assert detect(tmp_path / name) is FLUX1
+        ours, theirs = (FLUX1.open_weights(tmp_path / file) for file in (name, f"{name}.plain.safetensors"))
+        assert ours.is_dequantized
+        assert ours.shapes == theirs.shapes
+        assert all(torch.equal(ours[name], theirs[name].float()) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_preflight_warns_about_the_rounding(
+    kind: str, bases: Callable[[str], dict[str, Path]], make_config: Callable[..., Any]
+) -> None:
+    paths = bases("Q4_0")
+    method = {"lora": LORA} if kind == "lora" else {"method": {"kind": "full"}}
+    config = make_config(model={"chroma_path": str(paths["quantized"])}, **method)
+    plan = make_plan(LoadedConfig(config, {}, [], Path("config.json")))
+    (note,) = [note for note in plan.notes if "GGUF weights (Q4_0)" in note]
+    assert ("trains all of its weights from there" in note) == (kind == "full")
+    assert not plan.problems
