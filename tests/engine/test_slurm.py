@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.errors import RunError
-from flowloom.launchers.slurm import SlurmJob, script
+from flowloom.launchers.base import Job
+from flowloom.launchers.slurm import script
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine import slurm_cluster as cluster
@@ -22,17 +24,20 @@ from tests.engine.test_ranks import run_on_two_ranks
 
 def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
     run_dir = RunDir.create("fox", tmp_path)
-    text = script(run_dir, SlurmJob(4, 8, options={"partition": "gpu", "time": "12:00:00"}), "python")
-    options = dict(line[10:].split("=", 1) for line in text.splitlines() if line.startswith("#SBATCH --"))
+    text = script(run_dir, Job(4, 8, options={"partition": "gpu", "time": "12:00:00", "exclusive": ""}))
+    lines = [line[10:].partition("=") for line in text.splitlines() if line.startswith("#SBATCH --")]
+    options = {name: value for name, _, value in lines}
     assert options == {
         "job-name": "fox",
         "nodes": "4",
         "ntasks-per-node": "1",
         "gpus-per-node": "8",
         "output": f"{tmp_path}/fox/launch/slurm-%j.log",
+        "open-mode": "append",
         "signal": "B:TERM@120",
         "partition": "gpu",
         "time": "12:00:00",
+        "exclusive": "",
     }
     assert "torch.distributed.run --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d" in text
     assert f"-m flowloom.engine {tmp_path}/fox" in text
@@ -40,7 +45,7 @@ def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
 
 
 def test_without_gpus_one_process_is_started_on_each_node(tmp_path: Path):
-    text = script(RunDir.create("fox", tmp_path), SlurmJob(2))
+    text = script(RunDir.create("fox", tmp_path), Job(2))
     assert "--nproc-per-node 1 " in text
     assert "gpus-per-node" not in text
 
@@ -55,7 +60,7 @@ def test_without_gpus_one_process_is_started_on_each_node(tmp_path: Path):
 )
 def test_options_that_cannot_be_used_are_rejected(tmp_path: Path, options: dict[str, str], message: str):
     with pytest.raises(RunError, match=message):
-        script(RunDir.create("fox", tmp_path), SlurmJob(options=options))
+        script(RunDir.create("fox", tmp_path), Job(options=options))
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(
@@ -77,38 +82,128 @@ def test_a_machine_without_slurm_is_named(
     assert "sbatch is not installed here. Run this on a login node" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cluster that sbatch reaches; its environment."""
+    if reason := cluster.why_not():
+        pytest.skip(reason)
+    with (
+        cluster.slurm_cluster(tmp_path_factory.mktemp("slurm") / "cluster") as environ,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("SLURM_CONF", environ["SLURM_CONF"])
+        yield environ
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))
-def test_two_nodes_train_as_two_ranks_of_one_do_stop_with_a_checkpoint_and_resume(
+def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_node_died(
+    slurm: dict[str, str],
     make_run: Callable[..., RunDir],
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     alone = make_run("alone", limits={"max_steps": 6})
     run_on_two_ranks(alone)
     config = tmp_path / "fox.json"
     config.write_text(make_config(limits={"max_steps": 100_000}).model_dump_json())
-    with cluster.slurm_cluster(tmp_path / "slurm") as environ:
-        for name, value in environ.items():
-            monkeypatch.setenv(name, value)
-        arguments = ["--nodes", "2", "--name", "fox", "--runs-dir", str(tmp_path / "runs")]
-        assert main(["launch", "slurm", str(config), *arguments]) == 0
-        fox = RunDir.open(tmp_path / "runs" / "fox")
-        job_id = json.loads((fox.path / "launch" / "slurm.json").read_text())["job_id"]
-        assert f"job        {job_id}\n" in capsys.readouterr().out
-        await_events(fox, "step", 6)
-        subprocess.run(["scancel", "--signal", "TERM", "--batch", job_id], check=True)
-        await_events(fox, "stopped", 1)
-        cluster.await_no_jobs(environ)
-        stopped_at = max(event["step"] for event in read_events(fox.events_jsonl) if event["kind"] == "saved")
-        assert main(["launch", "slurm", str(fox.path), "--nodes", "2",
-                     "--limits.max_steps", str(stopped_at + 2)]) == 0  # fmt: skip
-        await_events(fox, "finished", 1)
-        cluster.await_no_jobs(environ)
+    arguments = ["--nodes", "2", "--name", "fox", "--runs-dir", str(tmp_path / "runs")]
+    assert main(["launch", "slurm", str(config), *arguments]) == 0
+    fox = RunDir.open(tmp_path / "runs" / "fox")
+    job_id = json.loads((fox.path / "launch" / "job.json").read_text())["job_id"]
+    assert f"job        {job_id}\n" in capsys.readouterr().out
+    await_events(fox, "step", 6)
+    assert status(fox, capsys)["state"] == "running"
+    for again in (["launch", "--on", "slurm", str(fox.path)], ["resume", str(fox.path)]):
+        assert main(again) == 2
+        assert f"is submitted to Slurm as job {job_id}: RUNNING" in capsys.readouterr().err
+    assert main(["launch", "stop", str(fox.path)]) == 0
+    await_events(fox, "stopped", 1)
+    cluster.await_no_jobs(slurm)
+    assert status(fox, capsys) | {"job": ""} == {
+        "launcher": "slurm", "job": "", "state": "ended", "detail": "COMPLETED", "event": "stopped",
+    }  # fmt: skip
     assert losses(fox)[:6] == pytest.approx(losses(alone), rel=1e-6)
-    assert len(losses(fox)) == stopped_at + 2
+
+    stopped_at = num_steps(fox)
+    assert main(["launch", "slurm", str(fox.path), "--nodes", "2", "--training.save_every", "1"]) == 0
+    await_events(fox, "step", stopped_at + 2)
+    cluster.kill_tasks_of("n2")
+    cluster.await_no_jobs(slurm)
+    shown = status(fox, capsys)
+    assert (shown["state"], shown["event"]) == ("ended", "failed"), shown
+    assert fox.latest_checkpoint() is not None
+
+    limit = num_steps(fox) + 2
+    assert main(["launch", "slurm", str(fox.path), "--nodes", "2", "--limits.max_steps", str(limit)]) == 0
+    await_events(fox, "finished", 1)
+    cluster.await_no_jobs(slurm)
+    assert num_steps(fox) == limit
+
+
+@pytest.mark.slow
+def test_a_waiting_job_is_cancelled_and_keeps_other_machines_from_the_run(
+    slurm: dict[str, str], make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+):
+    run = make_run()
+    assert main(["launch", "slurm", str(run.path), "--option", "begin=now+1hour"]) == 0
+    shown = status(run, capsys)
+    assert (shown["state"], shown["detail"]) == ("pending", "PENDING (BeginTime)")
+    assert main(["resume", str(run.path)]) == 2
+    assert "PENDING (BeginTime)" in capsys.readouterr().err
+    assert main(["launch", "stop", str(run.path)]) == 0
+    assert "it is cancelled" in capsys.readouterr().out
+    cluster.await_no_jobs(slurm)
+    shown = status(run, capsys)
+    assert (shown["state"], shown["detail"]) == ("ended", "CANCELLED")
+    assert [event["kind"] for event in read_events(run.events_jsonl)] == ["stopped"]
+    assert main(["launch", "slurm", str(run.path), "--option", "begin=now+1hour"]) == 0
+    job_id = status(run, capsys)["job"]
+    subprocess.run(["scancel", job_id], check=True)
+    assert status(run, capsys)["event"] == "failed"
+    failed = list(read_events(run.events_jsonl))[-1]
+    assert failed["message"] == f"Slurm ended job {job_id}: CANCELLED."
+    assert "Launch the run directory again: the run starts from step 0" in failed["hint"]
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_join_fails_the_run_in_time(
+    slurm: dict[str, str], make_run: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, python = make_run(), tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+[ "$SLURMD_NODENAME$2" = n2torch.distributed.run ] && exec sleep 300
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    arguments = ["--nodes", "2", "--join-timeout", "2", "--python", str(python)]
+    assert main(["launch", "slurm", str(run.path), *arguments]) == 0
+    await_events(run, "failed", 1)
+    assert "Not all nodes joined in time" in list(read_events(run.events_jsonl))[-1]["message"]
+    cluster.await_no_jobs(slurm)
+    assert status(run, capsys)["event"] == "failed"
+    assert sum(event["kind"] == "failed" for event in read_events(run.events_jsonl)) == 1
+
+
+def test_a_job_that_slurm_refuses_leaves_the_run_free(
+    slurm: dict[str, str], make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+):
+    run = make_run()
+    assert main(["launch", "slurm", str(run.path), "--option", "partition=none"]) == 2
+    assert "Invalid partition name" in capsys.readouterr().err
+    assert main(["launch", "status", str(run.path)]) == 2
+    assert "was not started by 'flowloom launch'" in capsys.readouterr().err
+
+
+def status(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    capsys.readouterr()
+    assert main(["launch", "status", str(run_dir.path), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def num_steps(run_dir: RunDir) -> int:
+    """The step that the run would continue from, or its newest."""
+    return max(event["step"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step")
 
 
 def losses(run_dir: RunDir) -> list[float]:

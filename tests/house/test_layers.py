@@ -47,7 +47,7 @@ ENTRIES = {
     "orjson": ("data/", "datasets/"),
     "pyarrow": "datasets/build/arrow.py",
     "peft": "models/adapters/",
-    "psutil": "server/",
+    "psutil": ("server/", "launchers/local.py"),
     "safetensors": "models/",
     "starlette": "server/",
     "tensorboard": "loggers/",

@@ -285,7 +285,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "up": ("start the studio: web pages and HTTP API", _up),
     "train": ("train from a configuration file", _train),
     "resume": ("resume a run that was stopped or killed", _resume),
-    "launch": ("start a run on a Slurm cluster", _by("cli.launch", "run")),
+    "launch": ("start a run on a cluster (Slurm, Ray); show or stop its job", _by("cli.launch", "run")),
     "cache": ("encode a dataset into a cache; show, verify and prune the cache", _by("cli.cache", "run")),
     "sample": ("generate images from a run, a checkpoint or weights", _sample),
     "export": ("export a LoRA for ComfyUI, kohya or diffusers, or merge it", _export),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from flowloom.config.secrets import redact, usable_secrets
@@ -56,8 +56,19 @@ def run_on(
     """`run_engine` on ranks that have joined; they can train several runs."""
     from flowloom.engine.run import Session
 
-    with run_dir.locked() if ranks.is_first else nullcontext():
+    with _claimed(run_dir) if ranks.is_first else nullcontext():
         _run_session(Session(run_dir, config, ranks, signals, on_event))
+
+
+@contextmanager
+def _claimed(run_dir: RunDir) -> Generator[None]:
+    """Hold a run that is not in use, neither by a process nor by the job of a cluster."""
+    if (run_dir.path / "launch").exists():
+        from flowloom.launchers.jobs import require_not_submitted
+
+        require_not_submitted(run_dir)
+    with run_dir.locked():
+        yield
 
 
 def _run_session(session: Session) -> None:

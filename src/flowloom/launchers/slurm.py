@@ -4,113 +4,132 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 
 from flowloom.errors import RunError
-from flowloom.files import replacing, write_json
+from flowloom.launchers.base import (
+    LAUNCHED,
+    SUBMIT_S,
+    Job,
+    JobRecord,
+    JobStatus,
+    ToolMissing,
+    ToolRefused,
+    engine,
+    launch_dir,
+    output_of,
+    record_end,
+    stop_file,
+    torchrun,
+)
 from flowloom.run.directory import RunDir
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 SECONDS_TO_SAVE = 120
 """Time between the signal that Slurm sends and the end of the job: the run saves a checkpoint."""
-OWN_OPTIONS = ("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "output", "signal")
+OWN_OPTIONS = ("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "output", "open-mode", "signal")
+SCRIPT = "job.sbatch"
 _OPTION_NAME = re.compile(r"[a-z][a-z-]*")
+_PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"})
 
 
-@dataclass(frozen=True)
-class SlurmJob:
-    """Where a run computes."""
+class Slurm:
+    """sbatch, squeue and scancel."""
 
-    nodes: int = 1
-    gpus: int = 0
-    """Per node; 0: on the CPU."""
-    processes: int | None = None
-    """Ranks per node; None: one for each GPU, or one."""
-    options: Mapping[str, str] = field(default_factory=dict[str, str])
-    """More options of sbatch by their long names, such as partition or time."""
+    name, title, place_option = "slurm", "Slurm", "partition"
 
-    @property
-    def ranks_per_node(self) -> int:
-        """Processes that torchrun starts on each node."""
-        return self.processes or max(1, self.gpus)
+    def files(self, run_dir: RunDir, job: Job) -> dict[str, str]:
+        return {SCRIPT: script(run_dir, job)}
+
+    def submit(self, run_dir: RunDir, job: Job, secrets: Mapping[str, str]) -> str:  # noqa: ARG002
+        path = str(launch_dir(run_dir) / SCRIPT)
+        try:
+            printed = output_of(["sbatch", "--parsable", "--export=ALL", path], SUBMIT_S, secrets)
+        except ToolMissing as error:
+            raise RunError(f"{error} Run this on a login node of the Slurm cluster.") from error
+        return printed.partition(";")[0]
+
+    def status(self, record: JobRecord) -> JobStatus:
+        ask = ["squeue", "--noheader", "--states=all", "--jobs", record.job_id, "--format=%T|%r"]
+        try:
+            state, _, reason = output_of(ask).partition("\n")[0].partition("|")
+        except ToolMissing:
+            return JobStatus("unknown", "squeue is not installed here")
+        except ToolRefused as error:
+            if "Invalid job id" not in str(error):
+                raise
+            state, reason = _past_state(record.job_id), ""
+        return _status(state, reason)
+
+    def cancel(self, record: JobRecord) -> None:
+        output_of(["scancel", record.job_id])
+
+    def places(self) -> list[str]:
+        try:
+            names = output_of(["sinfo", "--noheader", "--format=%R"]).split()
+        except ToolMissing:
+            return []
+        return [f"slurm:{name}" for name in dict.fromkeys(names)]
 
 
-def script(run_dir: RunDir, job: SlurmJob, python: str = sys.executable) -> str:
+def script(run_dir: RunDir, job: Job) -> str:
     """The batch script that trains or resumes `run_dir`.
 
     Raises:
         RunError: an option of sbatch cannot be used.
     """
-    path = run_dir.path.resolve()
     lines = {
-        "job-name": path.name,
+        "job-name": run_dir.path.resolve().name,
         "nodes": str(job.nodes),
         "ntasks-per-node": "1",
         **({"gpus-per-node": str(job.gpus)} if job.gpus else {}),
-        "output": str(_launch_dir(run_dir) / "slurm-%j.log"),
+        "output": str(launch_dir(run_dir) / "slurm-%j.log"),
+        "open-mode": "append",
         "signal": f"B:TERM@{SECONDS_TO_SAVE}",
         **_checked(job.options),
     }
-    header = "\n".join(f"#SBATCH --{name}={_in_one_line(value)}" for name, value in lines.items())
-    torchrun = shlex.join([
-        *(python, "-m", "torch.distributed.run", "--nnodes", str(job.nodes)),
-        *("--nproc-per-node", str(job.ranks_per_node), "--rdzv-backend", "c10d"),
-    ])  # fmt: skip
-    engine = shlex.join(["-m", "flowloom.engine", str(path)])
-    stop = shlex.quote(str(path / "control" / "stop"))
+    header = "\n".join(f"#SBATCH --{name}{_value(text)}" for name, text in lines.items())
     return f"""#!/bin/bash
 {header}
+export {LAUNCHED}=slurm
 # Slurm sends SIGTERM before the time limit and when the job is cancelled: the run saves a checkpoint.
-trap 'touch {stop}' TERM
+trap 'touch {shlex.quote(str(stop_file(run_dir)))}' TERM
 node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$node" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
-port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))
-srun --kill-on-bad-exit=1 {torchrun} \\
-    --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$address:$port" \\
-    {engine} &
+export endpoint=$address:$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))
+train() {{
+    # The first node hosts the rendezvous, also if its address is not that of its host name.
+    exec {shlex.join(torchrun(job))} \\
+        --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$endpoint" \\
+        --rdzv-conf "join_timeout={job.join_s},is_host=$((SLURM_NODEID == 0))" \\
+        {shlex.join(engine(run_dir))}
+}}
+export -f train
+srun --kill-on-bad-exit=1 bash -c train &
 step=$!
 # A signal ends `wait`, not the step.
 while kill -0 $step 2>/dev/null; do wait $step; status=$?; done
+{shlex.join(record_end(run_dir, job))} $status {shlex.quote(str(launch_dir(run_dir)))}/slurm-$SLURM_JOB_ID.log
 exit $status
 """
 
 
-def submit(run_dir: RunDir, job: SlurmJob, environ: Mapping[str, str]) -> str:
-    """Write the script into the run directory, submit it, and return the job's id.
-
-    Args:
-        environ: of the job; tokens are passed in it and are in no file.
-
-    Raises:
-        RunError: sbatch is missing or refuses the job.
-    """
-    folder = _launch_dir(run_dir)
-    folder.mkdir(exist_ok=True)
-    path = folder / "job.sbatch"
-    with replacing(path) as file:
-        file.write(script(run_dir, job).encode())
-    job_id = _output(["sbatch", "--parsable", "--export=ALL", str(path)], environ).partition(";")[0]
-    write_json(folder / "slurm.json", {"job_id": job_id, "nodes": job.nodes, "gpus": job.gpus})
-    return job_id
+def _status(state: str, reason: str) -> JobStatus:
+    if state in _PENDING:
+        return JobStatus("pending", f"{state} ({reason})" if reason not in ("", "None") else state)
+    return JobStatus("running" if state in _RUNNING else "ended", state)
 
 
-def _output(command: Sequence[str], environ: Mapping[str, str]) -> str:
+def _past_state(job_id: str) -> str:
+    """The state of a job that has left Slurm's memory, from accounting if the cluster has it."""
+    ask = ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format=State"]
     try:
-        done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        message = f"{command[0]} is not installed here. Run this on a login node of the Slurm cluster."
-        raise RunError(message) from error
-    if done.returncode:
-        raise RunError(f"{command[0]} refused the job: {done.stderr.strip() or done.returncode}")
-    return done.stdout.strip()
-
-
-def _launch_dir(run_dir: RunDir) -> Path:
-    return run_dir.path.resolve() / "launch"
+        # A cancelled job is `CANCELLED by 1000`.
+        words = output_of(ask).split()
+    except (ToolMissing, ToolRefused):
+        words = []
+    return words[0] if words else "no longer known to Slurm"
 
 
 def _checked(options: Mapping[str, str]) -> Mapping[str, str]:
@@ -122,7 +141,8 @@ def _checked(options: Mapping[str, str]) -> Mapping[str, str]:
     return options
 
 
-def _in_one_line(value: str) -> str:
-    if "\n" in value or "\r" in value:
-        raise RunError(f"an option of sbatch has a line break: {value!r}")
-    return shlex.quote(value)
+def _value(text: str) -> str:
+    """The value of an option in a line of the script; empty for an option without one, such as exclusive."""
+    if "\n" in text or "\r" in text:
+        raise RunError(f"an option of sbatch has a line break: {text!r}")
+    return f"={shlex.quote(text)}" if text else ""

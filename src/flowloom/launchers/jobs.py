@@ -1,0 +1,184 @@
+"""A run's job: submit it once, ask for its state, stop it, and record its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flowloom.config.secrets import usable_secrets
+from flowloom.errors import RunError
+from flowloom.files import read_plain, replacing, write_json
+from flowloom.launchers import LAUNCHERS
+from flowloom.launchers.base import LAUNCHED, Job, JobRecord, JobStatus, Launcher, launch_dir
+from flowloom.run.directory import RunDir, step_of
+from flowloom.run.events import EventWriter, read_events
+
+_LOG_BYTES = 65_536
+_CAUSES = {
+    "RendezvousTimeoutError": "Not all nodes joined in time: a node did not start Python, or cannot "
+    "reach the first one.",
+    "RendezvousConnectionError": "The nodes cannot connect to the first one: check the firewall.",
+}
+_ENDS = ("finished", "stopped", "failed")
+
+
+def read_record(run_dir: RunDir) -> JobRecord | None:
+    """The run's newest job; None if it was never launched."""
+    try:
+        return JobRecord.model_validate_json(read_plain(launch_dir(run_dir) / "job.json"))
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def submit(run_dir: RunDir, launcher: Launcher, job: Job, secrets: Mapping[str, str]) -> JobRecord:
+    """Write the launcher's files into the run directory and submit them.
+
+    Args:
+        secrets: environment variables of the job; they are in no file.
+
+    Raises:
+        RunError: the run is in use or submitted already, or the cluster's tool is missing or refuses the job.
+    """
+    files = launcher.files(run_dir, job)
+    require_not_submitted(run_dir)
+    if run_dir.is_running():
+        raise RunError(f"{run_dir.path} is running: stop it first.")
+    folder = launch_dir(run_dir)
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+    submitted = time.time()
+    record = JobRecord(
+        launcher=launcher.name,
+        job_id=launcher.submit(run_dir, job, secrets),
+        nodes=job.nodes,
+        gpus=job.gpus,
+        processes=job.processes,
+        options=dict(job.options),
+        submitted=submitted,
+    )
+    _write(run_dir, record)
+    return record
+
+
+def _write(run_dir: RunDir, record: JobRecord) -> None:
+    write_json(launch_dir(run_dir) / "job.json", record.model_dump(mode="json"))
+
+
+def require_not_submitted(run_dir: RunDir) -> None:
+    """Check that no job of a cluster trains the run or waits to train it.
+
+    A lock on a shared disk does not cover a job that waits, and not every network disk has locks.
+
+    Raises:
+        RunError: a job does, or the cluster's tool does not answer.
+    """
+    record = read_record(run_dir)
+    if record is None or os.environ.get(LAUNCHED):
+        return
+    status = status_of(run_dir, record)
+    if status.state in ("pending", "running"):
+        title = LAUNCHERS[record.launcher].title
+        raise RunError(
+            f"{run_dir.path} is submitted to {title} as job {record.job_id}: {status.detail}. "
+            f"To stop it with a checkpoint: flowloom launch stop {run_dir.path}"
+        )
+
+
+def status_of(run_dir: RunDir, record: JobRecord) -> JobStatus:
+    """The state of a run's job. If it ended without an event, a failure is recorded.
+
+    Raises:
+        RunError: this version has no such launcher, or the cluster's tool does not answer.
+    """
+    if record.ended is not None:
+        return JobStatus("ended", record.detail)
+    status = launcher_named(record.launcher).status(record)
+    if status.state == "ended":
+        title = LAUNCHERS[record.launcher].title
+        record_failure(run_dir, record, f"{title} ended job {record.job_id}: {status.detail}.")
+        ended = record.model_copy(update={"ended": round(time.time(), 3), "detail": status.detail})
+        _write(run_dir, ended)
+    return status
+
+
+def stop(run_dir: RunDir, *, save: bool = True) -> JobStatus:
+    """Stop a run's job: with a checkpoint if it runs and `save`, otherwise by the cluster's tool.
+
+    Raises:
+        RunError: the run has no job, or the cluster's tool does not answer.
+    """
+    record = read_record(run_dir)
+    if record is None:
+        raise RunError(f"{run_dir.path} was not started by 'flowloom launch'.")
+    status = status_of(run_dir, record)
+    if status.state in ("running", "unknown") and save:
+        run_dir.request("stop")
+    elif status.state in ("pending", "running"):
+        launcher_named(record.launcher).cancel(record)
+        _write(run_dir, record.model_copy(update={"is_cancelled": True}))
+    return status
+
+
+def launcher_named(name: str) -> Launcher:
+    """A launcher by its name.
+
+    Raises:
+        RunError: there is none.
+    """
+    if name not in LAUNCHERS:
+        raise RunError(f"there is no launcher {name!r}. Available: {', '.join(LAUNCHERS)}.")
+    return LAUNCHERS[name]
+
+
+def record_failure(run_dir: RunDir, record: JobRecord, message: str) -> None:
+    """Record a failure of the run, unless a rank recorded how this job ended, or the run is in use again.
+
+    A cancelled job ends as stopped.
+    """
+    with suppress(RunError), run_dir.locked():
+        if not _has_end(run_dir, record.submitted):
+            writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
+            try:
+                _write_end(run_dir, writer, "" if record.is_cancelled else message)
+            finally:
+                writer.close()
+
+
+def cause_in(log: Path) -> str:
+    """The cause of a job's failure from its log, or the log's last line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    known = next((sentence for name, sentence in _CAUSES.items() if name in text), "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("srun: error:")]
+    return known or (errors or lines[::-1] or [""])[0][:500]
+
+
+def _has_end(run_dir: RunDir, since: float) -> bool:
+    """True if the attempt that began after `since` has recorded its end."""
+    newest = ""
+    for event in read_events(run_dir.events_jsonl):
+        if event["time"] >= since and event["kind"] in ("started", *_ENDS):
+            newest = event["kind"]
+    return newest in _ENDS
+
+
+def _write_end(run_dir: RunDir, writer: EventWriter, failure: str) -> None:
+    newest = run_dir.latest_checkpoint()
+    if not failure:
+        writer.write("stopped", step=step_of(newest) if newest else 0)
+        return
+    then = f"the run continues from {newest.name}" if newest else "the run starts from step 0"
+    hint = f"Logs are in {launch_dir(run_dir)}. Launch the run directory again: {then}."
+    writer.write("failed", error="JobEnded", message=failure, hint=hint)
