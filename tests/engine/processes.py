@@ -100,24 +100,31 @@ def _engines(*run_dirs: str) -> int:
 
 def run_ranks(run_dir: RunDir, num_ranks: int, environ: Mapping[str, str] | None = None) -> int:
     """The engine on so many ranks, as torchrun starts them; the first exit status that is not 0."""
-    return _run_ranks(_engine, [run_dir], num_ranks, environ or {})
+    return run_on_ranks(_engine, [str(run_dir.path)], num_ranks, environ)
 
 
 def run_all_on_ranks(run_dirs: Sequence[RunDir], num_ranks: int) -> int:
     """`run_ranks` for one run after the other, in the same processes."""
-    return _run_ranks(_engines, run_dirs, num_ranks, {})
+    return run_on_ranks(_engines, [str(run_dir.path) for run_dir in run_dirs], num_ranks)
 
 
-def _run_ranks(
-    call: Callable[..., int], run_dirs: Sequence[RunDir], num_ranks: int, environ: Mapping[str, str]
+def run_on_ranks(
+    call: Callable[..., int],
+    arguments: Sequence[str],
+    num_ranks: int,
+    environ: Mapping[str, str] | None = None,
 ) -> int:
+    """`call(*arguments)` on so many ranks; the first exit status that is not 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
-    paths = [str(run_dir.path) for run_dir in run_dirs]
     ranks = [
-        ForkedProcess(call, *paths, environ={**environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        ForkedProcess(
+            call,
+            *arguments,
+            environ={**(environ or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(num_ranks)
     ]
     # Like torchrun: when a rank fails, the others are ended.

@@ -22,7 +22,6 @@ from flowloom.engine.collate import prepare
 from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
-from flowloom.engine.parallel import gradients
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.step import train_step
 from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
@@ -280,20 +279,6 @@ def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
     with Alive() as alive:
         save(run_dir, state, {})
     assert 0 < alive.most <= 2
-
-
-def test_gradients_are_sent_in_parts_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "TRANSFER_BYTES", 100)
-    formats = [torch.float32, torch.bfloat16]
-    parameters = [nn.Parameter(torch.ones(4 * (i % 5 + 1), dtype=formats[i % 2])) for i in range(20)]
-    for parameter in parameters[3:]:
-        parameter.grad = torch.ones_like(parameter)
-    sent = list(gradients.in_transfers(parameters))
-    assert sorted(id(g) for part in sent for g in part) == sorted(id(p.grad) for p in parameters)
-    for part in sent:
-        assert len({gradient.dtype for gradient in part}) == 1
-        assert sum(gradient.nbytes for gradient in part[:-1]) < 100
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in parameters[:3])
 
 
 def test_as_few_blocks_are_checkpointed_as_fit() -> None:

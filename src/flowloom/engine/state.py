@@ -14,7 +14,7 @@ from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
 from flowloom.engine.offload.streaming import BlockStreamer
-from flowloom.engine.parallel.gradients import Gradients, SummedGradients, gradients_of
+from flowloom.engine.parallel.gradients import Gradients, LocalGradients, gradients_of
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
@@ -73,7 +73,7 @@ class TrainState:
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
         self.rotation = -1
         self.trained: dict[str, nn.Parameter] = {}
-        self.gradients: Gradients = SummedGradients(ranks, ())
+        self.gradients: Gradients = LocalGradients(())
         self.optimizer: torch.optim.Optimizer
         self.is_whole = True
         """True if weights, optimizer, average and position are of the same step."""

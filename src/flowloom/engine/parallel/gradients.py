@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import Work
+from torch.utils.hooks import RemovableHandle
 
 from flowloom.engine.parallel.ranks import Ranks
 
-TRANSFER_BYTES = 2**28
-"""Bytes of gradients sent together: enough to use the link, with little memory for their copy."""
+BUCKET_BYTES = 25 * 2**20
+"""Bytes of gradients sent together: many enough to use the link, few enough to begin early. DDP's default."""
 
 
 class Gradients(Protocol):
@@ -40,54 +43,98 @@ class Gradients(Protocol):
         ...
 
 
-class SummedGradients:
-    """Sums the gradients over the ranks after the backward pass."""
+class LocalGradients:
+    """The gradients of a single rank."""
 
-    def __init__(self, ranks: Ranks, parameters: Iterable[nn.Parameter]):
-        self._ranks = ranks
+    def __init__(self, parameters: Iterable[nn.Parameter]):
         self._parameters = list(parameters)
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002 -- nothing overlaps
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002 -- nothing follows
         loss.backward()
 
     def finish(self, max_norm: float | None) -> Tensor:
-        """Sum gradients in place, many in one transfer, then clip.
-
-        The loss is already divided by the weight of the whole update, so gradients are summed,
-        not averaged. A rank whose slice was empty contributes zeros.
-        """
-        if self._ranks.size > 1:
-            for gradients in in_transfers(self._parameters):
-                summed = self._ranks.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-                pieces = torch.split(summed, [gradient.numel() for gradient in gradients])
-                for gradient, piece in zip(gradients, pieces, strict=True):
-                    gradient.copy_(piece.view_as(gradient))
         return clip(self._parameters, max_norm)
 
     def close(self) -> None:
         """Nothing: there are no hooks."""
 
 
+class SummedGradients(LocalGradients):
+    """Sums the gradients over the ranks, bucket by bucket while the last backward pass computes others.
+
+    All ranks send the same buckets in the same order: a bucket waits for those before it, and `finish` sends
+    the rest. Where a weight or a whole rank has no gradient, it contributes zeros.
+
+    The loss is already divided by the weight of the whole update, so gradients are summed, not averaged.
+    """
+
+    def __init__(self, ranks: Ranks, parameters: Iterable[nn.Parameter]):
+        super().__init__(parameters)
+        self._ranks = ranks
+        self._buckets = list(in_buckets(self._parameters))
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._sent: list[Work] = []
+        self._is_last = False
+        self._hooks: list[RemovableHandle] = [
+            weight.register_post_accumulate_grad_hook(partial(self._after, number))
+            for number, bucket in enumerate(self._buckets)
+            for weight in bucket
+        ]
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self._is_last = is_last
+        loss.backward()
+
+    def finish(self, max_norm: float | None) -> Tensor:
+        while len(self._sent) < len(self._buckets):
+            self._send()
+        for work in self._sent:
+            work.wait()
+        self._sent = []
+        self._missing = [len(bucket) for bucket in self._buckets]
+        return super().finish(max_norm)
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _after(self, number: int, _weight: Tensor) -> None:
+        """Send what is complete, after bucket `number` received a gradient."""
+        if self._is_last:
+            self._missing[number] -= 1
+            while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+                self._send()
+
+    def _send(self) -> None:
+        """Begin to sum the next bucket in one buffer, which its gradients refer to from now on."""
+        bucket = self._buckets[len(self._sent)]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for weight, piece in zip(bucket, pieces, strict=True):
+            weight.grad = piece.view_as(weight)
+        self._sent.append(self._ranks.start_sum(flat))
+
+
 def gradients_of(ranks: Ranks, parameters: Iterable[nn.Parameter]) -> Gradients:
     """The gradients of `parameters`, as the ranks are connected."""
-    return SummedGradients(ranks, parameters)
+    return SummedGradients(ranks, parameters) if ranks.size > 1 else LocalGradients(parameters)
 
 
-def in_transfers(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """The gradients, of one dtype and about `TRANSFER_BYTES` at a time; zeros where there is none."""
-    begun: dict[torch.dtype, tuple[list[Tensor], int]] = {}
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients, size = begun.pop(parameter.dtype, ([], 0))
-        gradients.append(parameter.grad)
-        size += parameter.grad.nbytes
-        if size >= TRANSFER_BYTES:
-            yield gradients
+def in_buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype and device and about `BUCKET_BYTES`, from the last to the first.
+
+    This is about the order in which a backward pass makes their gradients.
+    """
+    begun: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in reversed(parameters):
+        kind = parameter.dtype, parameter.device
+        bucket = [*begun.pop(kind, []), parameter]
+        if sum(weight.nbytes for weight in bucket) >= BUCKET_BYTES:
+            yield bucket
         else:
-            begun[parameter.dtype] = gradients, size
-    for gradients, _ in begun.values():
-        yield gradients
+            begun[kind] = bucket
+    yield from begun.values()
 
 
 def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:

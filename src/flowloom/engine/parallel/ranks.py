@@ -38,6 +38,10 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
+    def start_sum(self, value: Tensor) -> dist.Work:
+        """Begin to replace `value` by its sum over all ranks; all ranks start their sums in one order."""
+        return cast("dist.Work", dist.all_reduce(value, async_op=True))
+
     def total(self, *values: float) -> tuple[float, ...]:
         """The sum of each value over all ranks, which must stop, save and preview at the same step."""
         if self.size == 1:
