@@ -15,6 +15,7 @@ from benchmarks.gpu import Work, median_seconds, peak_memory_mib, random_batch, 
 from benchmarks.timing import Measured
 from flowloom.models.families.chroma import FAMILY
 from flowloom.nn.chroma import CHROMA1, Chroma
+from flowloom.nn.recompute import Recompute
 
 CARD_BYTES = 24e9
 WORK = Work("lora", 1024, batch_size=1, recompute="all")
@@ -89,7 +90,7 @@ def _ramtorch(device: torch.device) -> Callable[[], Tensor]:
             if getattr(layer, "is_ramtorch", False):
                 trained += _low_rank(layer, device)
     model.to(device)
-    model.checkpointed_blocks = len(model.blocks())
+    model.recompute = Recompute(len(model.blocks()))
     optimizer = torch.optim.AdamW(trained, fused=True)
     batch = random_batch(WORK, CHROMA1, device)
     x = torch.lerp(batch.latents, batch.noise, batch.noise_level[:, None, None])

@@ -19,6 +19,9 @@ class MemorySection(Section):
     streamed_blocks: Annotated[Literal["all"] | Count, SIMPLE] = 0
     """Number of blocks whose frozen weights stay in host memory and are copied to the device before each use.
     Above 0 all blocks recompute activations in the backward pass."""
+    offload_activations: bool = False
+    """Keep the inputs of checkpointed blocks in host memory until the backward pass. With checkpointed_blocks
+    auto, all blocks recompute."""
     compile: bool = False
     """Compile each block with torch.compile."""
 

@@ -351,16 +351,24 @@ class RunConfig(Section):
         if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":
             message = "must be off with objective.mask_mode flow_union, where encodings depend on the batch."
             yield Problem("cache.text", message)
-        if self.memory.streamed_blocks and self.method_kind == "full":
-            message = "must be 0 with method full, which trains all weights: only frozen ones are streamed."
-            yield Problem("memory.streamed_blocks", message)
-        if self.memory.streamed_blocks and self.memory.checkpointed_parts == "ffn":
-            message = "must be block with memory.streamed_blocks: streamed blocks recompute completely."
-            yield Problem("memory.checkpointed_parts", message)
+        yield from self._memory_contradictions()
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
             message = f"{kind} needs a known end: set limits.max_steps, max_epochs or max_minutes."
             yield Problem("lr_schedule.kind", message)
+
+    def _memory_contradictions(self) -> Iterator[Problem]:
+        memory = self.memory
+        if memory.streamed_blocks and self.method_kind == "full":
+            message = "must be 0 with method full, which trains all weights: only frozen ones are streamed."
+            yield Problem("memory.streamed_blocks", message)
+        for key in ("streamed_blocks", "offload_activations"):
+            if getattr(memory, key) and memory.checkpointed_parts == "ffn":
+                message = f"must be block with memory.{key}, whose blocks recompute completely."
+                yield Problem("memory.checkpointed_parts", message)
+        if memory.offload_activations and memory.checkpointed_blocks == 0 and not memory.streamed_blocks:
+            message = "needs memory.checkpointed_blocks above 0: it moves the inputs of these blocks."
+            yield Problem("memory.offload_activations", message)
 
     def _data_contradictions(self) -> Iterator[Problem]:
         data, sizes = self.dataloader, self.batching.sizes

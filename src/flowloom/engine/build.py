@@ -21,6 +21,8 @@ from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.memory import checkpointed_blocks, streamed_blocks
 from flowloom.engine.objective import Objective, density
+from flowloom.engine.offload.activations import ActivationOffload
+from flowloom.engine.offload.copies import copies_to
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator
@@ -165,8 +167,13 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
     sizes = family.sizes(config.model.network_path)
     device, itemsize = state.precision.device, state.precision.compute.itemsize
     blocks = checkpointed_blocks(config, sizes, device, trained_bytes, itemsize)
-    is_whole = config.memory.checkpointed_parts == "block"
-    family.recompute(state.model, Recompute(blocks) if is_whole else Recompute(ffn=blocks))
+    if config.memory.offload_activations:
+        offload = ActivationOffload(copies_to(device, "memory.offload_activations"))
+        recompute = Recompute(blocks, keeping=offload.keeping)
+    else:
+        is_whole = config.memory.checkpointed_parts == "block"
+        recompute = Recompute(blocks) if is_whole else Recompute(ffn=blocks)
+    family.recompute(state.model, recompute)
     if config.memory.compile:
         for _, block in family.blocks(state.model):
             # Static shapes would compile again for every bucket and caption length.

@@ -85,6 +85,8 @@ def blocks_for_room(config: RunConfig, params: Sizes, room: float, bytes_per_ele
     num_blocks = params.num_blocks
     if wanted == "all" or config.memory.streamed_blocks:
         return num_blocks
+    if wanted == "auto" and config.memory.offload_activations:
+        return num_blocks
     if wanted != "auto":
         return min(wanted, num_blocks)
     each = activation_bytes_per_block(params, micro_batch_tokens(config), bytes_per_element)

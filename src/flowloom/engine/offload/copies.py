@@ -1,4 +1,4 @@
-"""Copies from host to device memory that run beside the computation."""
+"""Copies between host and device memory that run beside the computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("flowloom")
 
 
 class Copies(Protocol):
-    """Where a streamed block is kept, and how it reaches the device."""
+    """Where streamed blocks and offloaded activations are kept, and how they reach the device."""
 
     def host_buffer(self, num_bytes: int) -> Tensor:
         """A buffer (num_bytes,) uint8 in host memory, fast to copy from."""
@@ -35,7 +35,7 @@ class Copies(Protocol):
 
 
 class CpuCopies:
-    """Real copies within host memory: streaming on a CPU saves nothing and proves that it is correct."""
+    """Real copies within host memory: on a CPU they save nothing and prove that streaming is correct."""
 
     def host_buffer(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
@@ -83,13 +83,13 @@ class CudaCopies:
         torch.cuda.current_stream(self._device).wait_event(copy)
 
 
-def copies_to(device: torch.device) -> Copies:
-    """The copies to `device`.
+def copies_to(device: torch.device, key: str = "memory.streamed_blocks") -> Copies:
+    """The copies to and from `device`, as the setting `key` needs them.
 
     Raises:
         ConfigError: `device` shares its memory with the host.
     """
     if device.type == "mps":
         message = "saves nothing on MPS, which shares its memory with the CPU. Remove it."
-        raise ConfigError("the configuration", [Problem("memory.streamed_blocks", message)])
+        raise ConfigError("the configuration", [Problem(key, message)])
     return CudaCopies(device) if device.type == "cuda" else CpuCopies()
