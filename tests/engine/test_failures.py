@@ -19,6 +19,7 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.finite import not_finite
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.snapshot import numbers_of
 from flowloom.errors import (
     CheckpointError,
     CompileError,
@@ -141,7 +142,7 @@ def test_a_nan_anywhere_in_a_checkpoint_is_found(
     for weight in state.trained.values():
         weight.grad = torch.zeros_like(weight)
     state.optimizer.step()
-    assert not_finite(state) is None
+    assert not_finite(numbers_of(state)) is None
     name = list(state.trained)[-1]
     holders = {
         "weights": state.trained[name].data,
@@ -152,7 +153,7 @@ def test_a_nan_anywhere_in_a_checkpoint_is_found(
     holder = holders[spoilt]
     assert holder is not None
     holder.view(-1)[-1] = float("nan")
-    assert name in (not_finite(state) or "")
+    assert name in (not_finite(numbers_of(state)) or "")
 
 
 def test_a_checkpoint_with_a_nan_is_refused_and_the_last_good_one_is_named(

@@ -23,6 +23,7 @@ from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.snapshot import take_snapshot
 from flowloom.engine.step import train_step
 from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
 from flowloom.errors import ConfigError
@@ -277,7 +278,7 @@ def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
     state = build(run_dir.read_config(), Ranks()).state
     assert len(state.trained) > 20
     with Alive() as alive:
-        save(run_dir, state, {})
+        save(run_dir, take_snapshot(state, {}))
     assert 0 < alive.most <= 2
 
 

@@ -181,7 +181,11 @@ class CacheSection(Section):
 
 
 class CheckpointSection(Section):
-    """Checkpoints to keep."""
+    """Checkpoints: how they are written, and which are kept."""
+
+    in_background: bool = True
+    """Write a checkpoint while training continues. Needs host memory for a copy of the trained weights, their
+    average and the optimizer's states."""
 
     keep_last: Annotated[Literal["auto"] | Period, SIMPLE] = "auto"
     """Number of newest checkpoints to keep. auto: all for LoRA, DoRA and LoKr; for full weights, as many as

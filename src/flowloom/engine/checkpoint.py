@@ -6,8 +6,6 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from flowloom.engine.finite import not_finite
 from flowloom.engine.position import Position
+from flowloom.engine.snapshot import ADAPTER, EMA_ADAPTER, EMA_MODEL, MODEL, Snapshot, numbers_of
 from flowloom.engine.state import TrainState
 from flowloom.errors import (
     CheckpointError,
@@ -27,20 +26,16 @@ from flowloom.errors import (
     one_line,
 )
 from flowloom.files import sync
-from flowloom.models.adapters.formats import save_adapter
-from flowloom.models.weight_files import Entry
-from flowloom.models.weights import Weights, open_weights, place, save_weights
+from flowloom.models.weights import open_weights, place, save_weights
 from flowloom.run.directory import RunDir, checkpoint_name
 
-MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
-EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
 POSITION, OPTIMIZER, WEIGHTS, EMA = "trainer.json", "optimizer.pt", "weights.safetensors", "ema.safetensors"
 _UNREADABLE = (pickle.UnpicklingError, EOFError)
 """Errors of torch on truncated files, beside RuntimeError."""
 
 
-def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
-    """Write the checkpoint of the current step and return its folder.
+def save(run_dir: RunDir, snapshot: Snapshot) -> Path:
+    """Write a checkpoint and return its folder.
 
     It is written under a temporary name, flushed to the disk and renamed, so that a folder called
     `step_XXXXXXXX` is always complete.
@@ -49,16 +44,14 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
         DivergedError: it would hold a NaN or an infinity; nothing is written.
         DiskFullError: the disk is full; nothing is left behind.
     """
-    if found := not_finite(state):
-        reason = f"{found} is no longer finite, so this step is not saved"
-        raise DivergedError(state.position.step, reason)
-    final = run_dir.checkpoint_dir(state.position.step)
+    if found := not_finite(snapshot.numbers):
+        raise DivergedError(snapshot.step, f"{found} is no longer finite, so this step is not saved")
+    final = run_dir.checkpoint_dir(snapshot.step)
     partial = final.with_name(f"{final.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "state").mkdir(parents=True)
-        _write_weights(partial, state, metadata)
-        _write_state(partial / "state", state)
+        _write(partial, snapshot)
         _sync_tree(partial)
         discard(final)
         partial.rename(final)
@@ -72,40 +65,16 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
     return final
 
 
-def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) -> None:
-    if state.adapter:
-        adapter, canonical = state.adapter, state.adapter.state_dict()
-        save = partial(
-            save_adapter, form="comfy", meta=adapter.metadata, said=metadata, base=adapter.base_weight
-        )
-        save(folder / ADAPTER, state=canonical)
-        save_weights(folder / "state" / WEIGHTS, canonical, {})
-        if state.ema:
-            save(folder / EMA_ADAPTER, state=state.ema.shadow)
-        return
-    compute = state.precision.compute
-    tensors = {name: weight.detach() for name, weight in state.model.state_dict().items()}
-    save_weights(folder / MODEL, _cast(tensors, compute), metadata)
-    finer = {name: t for name, t in tensors.items() if t.dtype != compute}
-    if finer:
-        save_weights(folder / "state" / WEIGHTS, finer, {})
-    if state.ema:
-        save_weights(folder / EMA_MODEL, _cast(tensors | state.ema.shadow, compute), metadata)
-
-
-def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> Weights:
-    """`tensors` in `dtype`, each converted when it is written: they may not all fit on the device."""
-    entries = {name: Entry(tuple(t.shape), dtype, partial(t.to, dtype)) for name, t in tensors.items()}
-    return Weights(Path(), entries, {})
-
-
-def _write_state(folder: Path, state: TrainState) -> None:
-    (folder / POSITION).write_text(
-        json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1)
-    )
-    _torch_save(folder / OPTIMIZER, {"optimizer": state.optimizer_states(), "parked": state.parked})
-    if state.ema:
-        save_weights(folder / EMA, state.ema.shadow, {})
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    for name, (tensors, metadata) in snapshot.exports.items():
+        save_weights(folder / name, tensors, metadata)
+    inner, numbers = folder / "state", snapshot.numbers
+    if snapshot.finer:
+        save_weights(inner / WEIGHTS, snapshot.finer, {})
+    (inner / POSITION).write_text(snapshot.position)
+    _torch_save(inner / OPTIMIZER, {"optimizer": numbers.optimizer, "parked": numbers.parked})
+    if numbers.average:
+        save_weights(inner / EMA, numbers.average, {})
 
 
 def _torch_save(path: Path, content: object) -> None:
@@ -132,7 +101,7 @@ def load(folder: Path, state: TrainState) -> None:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, FlowloomError, *_UNREADABLE) as error:
         raise CheckpointError(folder, f"it is incomplete or damaged ({one_line(str(error))}).") from error
-    if found := not_finite(state):
+    if found := not_finite(numbers_of(state)):
         raise CheckpointError(folder, f"{found} is not finite.")
     if folder.name != checkpoint_name(state.position.step):
         raise _misnamed(folder, state.position.step)

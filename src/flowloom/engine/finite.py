@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowloom.engine.state import TrainState
 from flowloom.json_types import is_object
 
 AT_ONCE = 256
 """Tensors whose results are read from the device together."""
 
 
-def not_finite(state: TrainState) -> str | None:
+class Numbers(NamedTuple):
+    """The numbers of a checkpoint, by the names of weights."""
+
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    """Optimizer states of the weights that are trained now."""
+    parked: Mapping[str, Any]
+    """Rotation: optimizer states of other weights."""
+
+
+def not_finite(numbers: Numbers) -> str | None:
     """The first weight, average or optimizer state with a NaN or an infinity; None when all are finite."""
     pending: list[tuple[str, Tensor]] = []
-    for name, tensor in _kept(state):
+    for name, tensor in _kept(numbers):
         pending.append((name, torch.isfinite(tensor).all()))
         if len(pending) == AT_ONCE:
             if found := _first(pending):
@@ -31,13 +41,13 @@ def _first(pending: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, is_finite in pending if not is_finite.item()), None)
 
 
-def _kept(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    """Every floating-point tensor that a checkpoint of `state` holds, by its description."""
-    for name, weight in state.weights.items():
+def _kept(numbers: Numbers) -> Iterator[tuple[str, Tensor]]:
+    """Every floating-point tensor of a checkpoint, by its description."""
+    for name, weight in numbers.weights.items():
         yield from _real(f"the weight {name}", weight.detach())
-    for name, shadow in (state.ema.shadow if state.ema else {}).items():
+    for name, shadow in numbers.average.items():
         yield from _real(f"the average of {name}", shadow)
-    for name, kept in (*state.optimizer_states().items(), *state.parked.items()):
+    for name, kept in (*numbers.optimizer.items(), *numbers.parked.items()):
         yield from _real(f"the optimizer state of {name}", kept)
 
 

@@ -47,6 +47,8 @@ class Session:
             self.trainer.fit()
         finally:
             components.images.close()
+            if self.trainer:
+                self.trainer.saves.wait()
 
     def _load(self) -> Components:
         reporter, latest = self.reporter, self.run_dir.latest_checkpoint()
@@ -76,7 +78,7 @@ class Session:
         """Save the state if the abandoned step left it consistent, and report that the run stopped."""
         # With several ranks the others may be at another step, and a checkpoint needs all of them.
         if self.trainer and self.trainer.state.is_whole and self.ranks.size == 1:
-            self.trainer.save()
+            self.trainer.saves.save()
         latest = self.run_dir.latest_checkpoint()
         self.reporter.emit("stopped", step=step_of(latest) if latest else 0)
 

@@ -150,11 +150,13 @@ class TrainState:
         for name, weight in self.weights.items():
             is_trained = name in chosen
             wanted = self.precision.trained if is_trained else self.precision.compute
+            # A checkpoint that is written now may refer to a frozen weight, which must not change under it.
+            needs_copy = is_trained and not weight.requires_grad
             weight.requires_grad_(is_trained)
             weight.grad = None
             # With kept rotation states the float32 weights stay, or each rotation would round them.
             if not self.adapter and (is_trained or name not in self.parked):
-                weight.data = weight.data.to(wanted)
+                weight.data = weight.data.to(wanted, copy=needs_copy)
         if self.streamer:
             self.streamer.adopt()
         self.trained = {name: self.weights[name] for name in names}
@@ -195,7 +197,8 @@ class TrainState:
             self.parked |= {name: _on_cpu(state) for name, state in states.items()}
 
     def _unpark(self) -> None:
-        known = {name: self.parked[name] for name in self.trained if name in self.parked}
+        # Copies: on a CPU the optimizer would change the parked tensors, which a checkpoint may refer to.
+        known = {name: _on_cpu(self.parked[name]) for name in self.trained if name in self.parked}
         if known:
             self.load_optimizer_states(known)
 
@@ -204,4 +207,4 @@ def _on_cpu(state: Any) -> Any:
     """A copy of an optimizer's state, which may be nested, on the CPU."""
     if is_object(state):
         return {key: _on_cpu(value) for key, value in state.items()}
-    return state.cpu() if isinstance(state, Tensor) else state
+    return state.to("cpu", copy=True) if isinstance(state, Tensor) else state

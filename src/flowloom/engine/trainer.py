@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
-from flowloom.engine import checkpoint
 from flowloom.engine.build import Components
 from flowloom.engine.controls import Controls
 from flowloom.engine.gradients import Finding, GradientWatch
@@ -13,15 +11,15 @@ from flowloom.engine.position import reached_limits, share_done
 from flowloom.engine.preview import generate_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch, Update
-from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
+from flowloom.engine.saves import Saves
 from flowloom.engine.skipped_rows import SkippedRows
 from flowloom.engine.speed_watch import SpeedWatch
 from flowloom.engine.step import train_step
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.updates import UpdateBatch, Updates
 from flowloom.engine.validation import validation_loss
-from flowloom.errors import DiskFullError, SourceError
-from flowloom.run.directory import RunDir, step_of
+from flowloom.errors import SourceError
+from flowloom.run.directory import RunDir
 
 
 class Trainer:
@@ -40,15 +38,13 @@ class Trainer:
         self.state = components.state
         self.config = components.state.config
         self.reporter = reporter
-        self.metadata = metadata
+        self.saves = Saves(run_dir, self.state, reporter, metadata)
         self.state.shield = signals.committing
         self.controls = Controls(run_dir, signals, self.state.ranks, self.state.position.seconds)
         self.skipped = SkippedRows(components.loader.dataset, self.state, reporter)
         self.updates = Updates(components, self.controls, self.skipped)
         self._gradients = GradientWatch(self.state)
         self._speed = SpeedWatch(self.state.precision.device)
-        # The checkpoint that the run resumed from is already on disk.
-        self._saved_step = self.state.position.step or -1
 
     def fit(self) -> None:
         """Train from the state's position to the end of the run, then save."""
@@ -65,7 +61,7 @@ class Trainer:
             if self.state.ranks.size == 1 or self.updates.has_failed_everywhere:
                 self._save_before_failing()
             raise
-        self.save()
+        self.saves.save()
         step = self.state.position.step
         self.reporter.emit("stopped" if self.controls.must_stop else "finished", step=step)
 
@@ -88,7 +84,9 @@ class Trainer:
                     self.validate()
                 self.preview(batch.caption, is_requested=requests.preview)
                 if position.step % every == 0 or requests.checkpoint:
-                    self.save()
+                    in_background = self.config.checkpoint.in_background and not self.is_over
+                    self.saves.save(in_background=in_background)
+                self.saves.check()
             watch.lap()
             if self.is_over:
                 return
@@ -163,42 +161,10 @@ class Trainer:
             folder = generate_previews(self.run_dir, self.state, generator, sections, batch_caption)
         self.reporter.emit("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, unless there is one, and remove old ones."""
-        position = self.state.position
-        self.reporter.flush(position)
-        if position.step == self._saved_step:
-            return
-        if self.state.ranks.is_first:
-            self.run_dir.require_in_place()
-            self._remove(leaving_before_save(self.run_dir, self.config))
-            folder = self._write_checkpoint()
-            self.reporter.emit("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
-            self._remove(leaving_after_save(self.run_dir, self.config))
-        self._saved_step = position.step
-        self.state.ranks.wait()
-
-    def _write_checkpoint(self) -> Path:
-        """Write a checkpoint; on a full disk remove older ones, as far as the configuration allows."""
-        while True:
-            try:
-                return checkpoint.save(self.run_dir, self.state, self.metadata)
-            except DiskFullError as error:
-                leaving = leaving_when_full(self.run_dir, self.config, str(error))
-                if leaving is None or not error.can_be_freed:
-                    raise
-                self._remove([leaving])
-
     def _save_before_failing(self) -> None:
         """Save what was trained, unless the weights are in the middle of an update."""
         if self.state.is_whole and self.state.position.step:
-            self.save()
-
-    def _remove(self, leaving: Iterable[Leaving]) -> None:
-        for folder, reason in leaving:
-            checkpoint.discard(folder)
-            path = str(folder.relative_to(self.run_dir.path))
-            self.reporter.emit("removed", step=step_of(folder), dir=path, reason=reason)
+            self.saves.save()
 
     def _warn(self, finding: Finding | None) -> None:
         if finding:

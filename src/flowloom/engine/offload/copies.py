@@ -57,18 +57,7 @@ class CudaCopies:
         self._stream = torch.cuda.Stream(device)
 
     def host_buffer(self, num_bytes: int) -> Tensor:
-        """Page-locked in place: torch's own allocator rounds up to the next power of two."""
-        buffer = torch.empty(num_bytes, dtype=torch.uint8)
-        runtime = cast("Any", torch.cuda.cudart())
-        address = buffer.data_ptr()
-        status = int(runtime.cudaHostRegister(address, num_bytes, 0))
-        if status:
-            _log.warning(
-                "%s bytes of host memory cannot be page-locked: streaming is slower.", f"{num_bytes:,}"
-            )
-        else:
-            weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)
-        return buffer
+        return page_locked(num_bytes)
 
     def device_buffer(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
@@ -93,3 +82,19 @@ def copies_to(device: torch.device, key: str = "memory.streamed_blocks") -> Copi
         message = "saves nothing on MPS, which shares its memory with the CPU. Remove it."
         raise ConfigError("the configuration", [Problem(key, message)])
     return CudaCopies(device) if device.type == "cuda" else CpuCopies()
+
+
+def page_locked(num_bytes: int) -> Tensor:
+    """A buffer (num_bytes,) uint8 that CUDA copies from and to by itself.
+
+    Page-locked in place: torch's own allocator rounds up to the next power of two.
+    """
+    buffer = torch.empty(num_bytes, dtype=torch.uint8)
+    runtime = cast("Any", torch.cuda.cudart())
+    address = buffer.data_ptr()
+    status = int(runtime.cudaHostRegister(address, num_bytes, 0))
+    if status:
+        _log.warning("%s bytes of host memory cannot be page-locked: copies are slower.", f"{num_bytes:,}")
+    else:
+        weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)
+    return buffer

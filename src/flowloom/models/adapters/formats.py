@@ -54,7 +54,18 @@ def save_adapter(
     said: Mapping[str, str],
     base: BaseWeight | None = None,
 ) -> None:
-    """Write an adapter in `form`; `state` and `meta` are its `state_dict()` and `metadata`.
+    """Write an adapter in `form`; arguments and errors are those of `adapter_content`."""
+    save_weights(path, *adapter_content(form, state, meta, said, base))
+
+
+def adapter_content(
+    form: Form,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    said: Mapping[str, str],
+    base: BaseWeight | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file in `form`; `state` and `meta` are its `state_dict()` and `metadata`.
 
     Args:
         said: the file's metadata; see `adapter_metadata`.
@@ -70,7 +81,7 @@ def save_adapter(
         said |= {DORA_RULE: rule, USAGE_HINT: DORA_HINTS[rule]}
     if "ss_network_alpha" in said and (form == "diffusers" or meta["kind"] == "lokr"):
         said["ss_network_alpha"] = str(float(meta["rank"]))
-    save_weights(path, tensors, said)
+    return tensors, said
 
 
 def to_comfy(

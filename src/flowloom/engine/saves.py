@@ -1,0 +1,111 @@
+"""When and how a run is saved: one checkpoint at a time, written while training continues, and retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from flowloom.engine import checkpoint
+from flowloom.engine.report import Reporter
+from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
+from flowloom.engine.snapshot import HostBuffers, Snapshot, take_snapshot
+from flowloom.engine.state import TrainState
+from flowloom.errors import DiskFullError
+from flowloom.run.directory import RunDir, step_of
+
+
+class Saves:
+    """Saves the state of a run. A checkpoint is reported when it is on the disk."""
+
+    def __init__(self, run_dir: RunDir, state: TrainState, reporter: Reporter, metadata: dict[str, str]):
+        self.run_dir, self.state, self.reporter, self.metadata = run_dir, state, reporter, metadata
+        self.config = state.config
+        self._buffers = HostBuffers()
+        self._writing: Future[None] | None = None
+        # The checkpoint that the run resumed from is already on disk.
+        self._saved_step = state.position.step or -1
+
+    def save(self, *, in_background: bool = False) -> None:
+        """Write a checkpoint of the current step, unless there is one, and remove old ones.
+
+        Args:
+            in_background: return as soon as the state is copied to host memory. Otherwise the checkpoint is
+                on the disk when this returns, on every rank.
+
+        Raises:
+            FlowloomError, OSError: this save or the one before it failed.
+        """
+        position = self.state.position
+        self.reporter.flush(position)
+        self.wait()
+        if position.step == self._saved_step:
+            return
+        if not self.state.ranks.is_first:
+            self._saved_step = position.step
+        elif in_background:
+            self._writing = self._start(take_snapshot(self.state, self.metadata, self._buffers))
+        else:
+            self._write(take_snapshot(self.state, self.metadata))
+        if not in_background:
+            self.state.ranks.wait()
+
+    def check(self) -> None:
+        """Raise the error of a save in the background that failed."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the save in the background is finished.
+
+        Raises:
+            FlowloomError, OSError: it failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _start(self, snapshot: Snapshot) -> Future[None]:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        writing = thread.submit(self._write_beside, snapshot)
+        thread.shutdown(wait=False)
+        return writing
+
+    def _write_beside(self, snapshot: Snapshot) -> None:
+        device = self.state.precision.device
+        # Frozen weights are read from the device, without waiting for the steps that are in its queue.
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            self._write(snapshot)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        self.run_dir.require_in_place()
+        try:
+            self._remove(leaving_before_save(self.run_dir, self.config))
+            folder = self._write_checkpoint(snapshot)
+        except FileNotFoundError:
+            self.run_dir.require_in_place()
+            raise
+        self._saved_step = snapshot.step
+        self.reporter.emit("saved", step=snapshot.step, dir=str(folder.relative_to(self.run_dir.path)))
+        self._remove(leaving_after_save(self.run_dir, self.config))
+
+    def _write_checkpoint(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint; on a full disk remove older ones, as far as the configuration allows."""
+        while True:
+            try:
+                return checkpoint.save(self.run_dir, snapshot)
+            except DiskFullError as error:
+                leaving = leaving_when_full(self.run_dir, self.config, str(error))
+                if leaving is None or not error.can_be_freed:
+                    raise
+                self._remove([leaving])
+
+    def _remove(self, leaving: Iterable[Leaving]) -> None:
+        for folder, reason in leaving:
+            checkpoint.discard(folder)
+            path = str(folder.relative_to(self.run_dir.path))
+            self.reporter.emit("removed", step=step_of(folder), dir=path, reason=reason)

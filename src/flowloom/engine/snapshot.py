@@ -1,0 +1,149 @@
+"""The content of a checkpoint in memory: of the live state, or a copy that training does not change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowloom.engine.finite import Numbers
+from flowloom.engine.offload.copies import page_locked
+from flowloom.engine.state import TrainState
+from flowloom.json_types import is_object
+from flowloom.models.adapters.formats import adapter_content
+from flowloom.models.weight_files import Entry
+from flowloom.models.weights import Weights
+
+MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
+EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
+
+
+class Export(NamedTuple):
+    """The content of a weights file."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a checkpoint holds."""
+
+    step: int
+    position: str
+    """JSON."""
+    numbers: Numbers
+    """Every weight, average and optimizer state, by the checkpoint's names."""
+    exports: dict[str, Export]
+    """Files for other programs, by name."""
+    finer: Mapping[str, Tensor]
+    """Weights in a number format that their export does not have."""
+
+
+class HostBuffers:
+    """Copies in host memory, page-locked for CUDA. Each copy replaces the one of the same key before it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._used: set[str] = set()
+
+    def copied(self, key: str, value: Any) -> Any:
+        """A copy of a tensor or of nested dicts with tensors; `finish` waits for it."""
+        if is_object(value):
+            return {name: self.copied(f"{key}/{name}", part) for name, part in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        if flatten := getattr(value, "__tensor_flatten__", None):
+            # Low-bit states and shards: tensors in a tensor.
+            names, context = flatten()
+            parts = {name: self.copied(f"{key}/{name}", getattr(value, name)) for name in names}
+            kind: Any = type(value)
+            return kind.__tensor_unflatten__(parts, context, value.size(), value.stride())
+        self._used.add(key)
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.dtype, buffer.shape) != (value.dtype, value.shape):
+            buffer = self._buffers[key] = _host_tensor(value)
+        return buffer.copy_(value.detach(), non_blocking=value.is_cuda)
+
+    def finish(self, device: torch.device) -> None:
+        """Wait for the copies from `device`, and free the buffers of keys that were not copied this time."""
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        self._buffers = {key: buffer for key, buffer in self._buffers.items() if key in self._used}
+        self._used = set()
+
+
+def _host_tensor(like: Tensor) -> Tensor:
+    if not like.is_cuda or not like.nbytes:
+        return torch.empty_like(like, device="cpu", requires_grad=False)
+    return page_locked(like.nbytes).view(like.dtype).view(like.shape)
+
+
+def take_snapshot(
+    state: TrainState, metadata: dict[str, str], buffers: HostBuffers | None = None
+) -> Snapshot:
+    """The snapshot of `state` between two steps.
+
+    Args:
+        metadata: of the exported files.
+        buffers: for a copy of all that training changes. Without them the snapshot is the live state.
+    """
+    numbers = numbers_of(state, buffers.copied if buffers else _same)
+    if buffers:
+        buffers.finish(state.precision.device)
+    compute = state.precision.compute
+    return Snapshot(
+        step=state.position.step,
+        position=json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1),
+        numbers=numbers,
+        exports=_exports(state, numbers, metadata),
+        finer={name: t for name, t in numbers.weights.items() if state.adapter or t.dtype != compute},
+    )
+
+
+def _same(_key: str, value: Any) -> Any:
+    return value
+
+
+def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Numbers:
+    """Every number of a checkpoint of `state`; what training changes is passed through `keep`, with a key."""
+    state.release()
+    shadow: dict[str, Tensor] = state.ema.shadow if state.ema else {}
+    source = state.adapter.state_dict() if state.adapter else state.model.state_dict()
+    # Frozen weights need no copy: previews change only averaged ones, and a rotation that trains a frozen
+    # weight puts a copy in its place. Parked optimizer states never change.
+    weights: dict[str, Tensor] = {
+        name: keep(f"weights/{name}", weight) if name in state.trained or name in shadow else weight
+        for name, weight in source.items()
+    }
+    return Numbers(
+        weights, keep("average", shadow), keep("optimizer", state.optimizer_states()), dict(state.parked)
+    )
+
+
+def _exports(state: TrainState, numbers: Numbers, metadata: dict[str, str]) -> dict[str, Export]:
+    if adapter := state.adapter:
+        # A DoRA's conversion reads the base, which may be streamed: now, not while the next step runs.
+        export = partial(
+            adapter_content, "comfy", meta=adapter.metadata, said=metadata, base=adapter.base_weight
+        )
+        exports = {ADAPTER: Export(*export(numbers.weights))}
+        return exports | ({EMA_ADAPTER: Export(*export(numbers.average))} if state.ema else {})
+    compute = state.precision.compute
+    exports = {MODEL: Export(_cast(numbers.weights, compute), metadata)}
+    if state.ema:
+        averaged = {**numbers.weights, **numbers.average}
+        exports[EMA_MODEL] = Export(_cast(averaged, compute), metadata)
+    return exports
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+    """`tensors` in `dtype`, each converted when it is written: they may not all fit on the device."""
+    entries = {name: Entry(tuple(t.shape), dtype, partial(t.to, dtype)) for name, t in tensors.items()}
+    return Weights(Path(), entries, {})
