@@ -37,7 +37,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "training": {"trained_layer_keywords": ["attn"]},
         "parallel": {"device": "cpu", "dtype": "bf16"},
     },
-    "low-bit states": {"optimizer": {"kind": "adamw_lowbit"}},
     "lora": {"lora": {"rank": 2, "alpha": 4}, **EMA, "inference": PREVIEW},
     "dora, streamed": {"lora": {"rank": 2, "alpha": 4}, "method": {"kind": "dora"}, **STREAMED},
 }  # fmt: skip
@@ -76,7 +75,7 @@ class Delay:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Every file of a checkpoint, all but the time and the configuration, which has the key that is tested."""
+    """Every file of a checkpoint; without the time and the configuration, which has the tested key."""
     files: dict[str, Any] = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     files["trainer.json"] = json.loads(files["trainer.json"]) | {"seconds": 0}
     for name in files:
@@ -161,3 +160,17 @@ def test_host_memory_is_used_again_and_frozen_weights_take_none(make_config: Cal
     assert all(first.weights[name].data_ptr() == second.weights[name].data_ptr() for name in copied)
     name = min(copied)
     assert torch.equal(first.average[name], live[name])
+
+
+def test_low_bit_states_are_copied_as_what_they_are() -> None:
+    subclass = pytest.importorskip("torchao.optim.subclass_8bit", reason="torchao is not installed")
+    state = subclass.OptimState8bit.zeros((16, 256))
+    state.copy_(torch.randn(16, 256))
+    found = HostBuffers().copied("moment", {"moment": state, "step": 3})
+    assert type(found["moment"]) is type(state)
+    assert found["step"] == 3
+    assert torch.equal(found["moment"].codes, state.codes)
+    before = found["moment"].dequantize()
+    state.copy_(torch.zeros(16, 256))
+    assert torch.equal(found["moment"].dequantize(), before)
+    assert before.any()
