@@ -88,7 +88,9 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_written_late_is_the_state_of_its_step(make_run: Callable[..., RunDir], method: str) -> None:
+def test_a_file_that_is_written_late_holds_the_state_of_its_step(
+    make_run: Callable[..., RunDir], method: str
+) -> None:
     """Steps, rotations, validation and previews change weights in place before the file is written."""
     sections = METHODS[method] | {"limits": {"max_steps": 11}}
     sections["training"] = {"save_every": 6, "lr": 1e-2, "warmup_steps": 0, **sections.get("training", {})}
@@ -162,7 +164,7 @@ def test_host_memory_is_used_again_and_frozen_weights_take_none(make_config: Cal
     assert torch.equal(first.average[name], live[name])
 
 
-def test_low_bit_states_are_copied_as_what_they_are() -> None:
+def test_copies_of_low_bit_states_are_low_bit_states() -> None:
     subclass = pytest.importorskip("torchao.optim.subclass_8bit", reason="torchao is not installed")
     state = subclass.OptimState8bit.zeros((16, 256))
     state.copy_(torch.randn(16, 256))
