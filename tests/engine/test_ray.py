@@ -21,7 +21,7 @@ from tests.engine.test_slurm import await_events, losses, num_steps, status
 
 def test_the_driver_is_python_that_names_nodes_ranks_and_resources(tmp_path: Path):
     run_dir = RunDir.create("fox", tmp_path)
-    (text,) = Ray().files(run_dir, Job(4, 8)).values()
+    (text,) = Ray().files(run_dir, Job(4, 8), {}).values()
     constants = {
         target.id if isinstance(target, ast.Name) else "": statement.value
         for statement in ast.parse(text).body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +73,8 @@ def _launch(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
     launcher, job = LAUNCHERS[args.on], _job(args)
     if args.dry_run:
-        for text in launcher.files(_planned(args, overrides), job).values():
+        run_dir, config = _planned(args, overrides)
+        for text in launcher.files(run_dir, job, config).values():
             print(text, end="")
         return OK
     run_dir, secrets = _prepared(args, overrides)
@@ -143,15 +144,16 @@ def _stop(arguments: list[str]) -> int:
     return OK
 
 
-def _planned(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> RunDir:
-    """The run directory that would be used; the configuration is read, and nothing is written."""
+def _planned(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[RunDir, Any]:
+    """The run directory that would be used, and its configuration; nothing is written."""
     from flowloom.config.flow_format.read import read_config
     from flowloom.run.directory import RunDir, default_name
 
     if args.source.is_dir():
-        return RunDir.open(args.source)
-    read_config(args.source, overrides)
-    return RunDir(Path(args.runs_dir) / (args.name or default_name(args.source.stem)))
+        run_dir = RunDir.open(args.source)
+        return run_dir, run_dir.read_run()["config"]
+    config = read_config(args.source, overrides).config.model_dump(mode="json")
+    return RunDir(Path(args.runs_dir) / (args.name or default_name(args.source.stem))), config
 
 
 def _prepared(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[RunDir, dict[str, str]]:

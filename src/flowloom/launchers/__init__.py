@@ -3,7 +3,8 @@
 from flowloom.launchers.base import Launcher
 from flowloom.launchers.local import Local
 from flowloom.launchers.ray import Ray
+from flowloom.launchers.skypilot import SkyPilot
 from flowloom.launchers.slurm import Slurm
 
-LAUNCHERS: dict[str, Launcher] = {each.name: each for each in (Local(), Slurm(), Ray())}
+LAUNCHERS: dict[str, Launcher] = {each.name: each for each in (Local(), Slurm(), Ray(), SkyPilot())}
 """Launchers by name."""

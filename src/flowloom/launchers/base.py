@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -78,9 +78,11 @@ class Launcher(Protocol):
     title: str
     place_option: str
     """The option that a place names: in `slurm:gpu`, the partition."""
+    shares_disk: bool
+    """True if the nodes have the run directory, so that its control files reach the run."""
 
-    def files(self, run_dir: RunDir, job: Job) -> dict[str, str]:
-        """The files of a job by name, the one to submit first.
+    def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:
+        """The files of a job by name, for a run with the configuration `config`.
 
         Raises:
             RunError: an option cannot be used.

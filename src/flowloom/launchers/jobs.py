@@ -44,7 +44,7 @@ def submit(run_dir: RunDir, launcher: Launcher, job: Job, secrets: Mapping[str, 
     Raises:
         RunError: the run is in use or submitted already, or the cluster's tool is missing or refuses the job.
     """
-    files = launcher.files(run_dir, job)
+    files = launcher.files(run_dir, job, run_dir.read_run()["config"])
     require_not_submitted(run_dir)
     if run_dir.is_running():
         raise RunError(f"{run_dir.path} is running: stop it first.")
@@ -99,10 +99,12 @@ def status_of(run_dir: RunDir, record: JobRecord) -> JobStatus:
     """
     if record.ended is not None:
         return JobStatus("ended", record.detail)
-    status = launcher_named(record.launcher).status(record)
+    launcher = launcher_named(record.launcher)
+    status = launcher.status(record)
     if status.state == "ended":
-        title = LAUNCHERS[record.launcher].title
-        record_failure(run_dir, record, f"{title} ended job {record.job_id}: {status.detail}.")
+        if launcher.shares_disk:  # otherwise the events are elsewhere
+            title = launcher.title
+            record_failure(run_dir, record, f"{title} ended job {record.job_id}: {status.detail}.")
         ended = record.model_copy(update={"ended": round(time.time(), 3), "detail": status.detail})
         _write(run_dir, ended)
     return status
@@ -118,10 +120,16 @@ def stop(run_dir: RunDir, *, save: bool = True) -> JobStatus:
     if record is None:
         raise RunError(f"{run_dir.path} was not started by 'flowloom launch'.")
     status = status_of(run_dir, record)
+    launcher = launcher_named(record.launcher)
+    if status.state == "running" and save and not launcher.shares_disk:
+        raise RunError(
+            f"{launcher.title}'s machines have no disk in common with this one: a request to save does not "
+            "reach the run. To cancel the job: add --now."
+        )
     if status.state in ("running", "unknown") and save:
         run_dir.request("stop")
     elif status.state in ("pending", "running"):
-        launcher_named(record.launcher).cancel(record)
+        launcher.cancel(record)
         _write(run_dir, record.model_copy(update={"is_cancelled": True}))
     return status
 

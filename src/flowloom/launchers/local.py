@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
@@ -31,9 +32,9 @@ SCRIPT, LOG = "local.sh", "local.log"
 class Local:
     """A process group that outlives the terminal. A job's id is PID@start@host."""
 
-    name, title, place_option = "local", "This machine", ""
+    name, title, place_option, shares_disk = "local", "This machine", "", True
 
-    def files(self, run_dir: RunDir, job: Job) -> dict[str, str]:
+    def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         if job.nodes > 1:
             raise RunError(
                 "--on local uses this machine only: leave out --nodes, or choose another launcher."

@@ -9,6 +9,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from flowloom.errors import RunError
@@ -138,9 +139,9 @@ if __name__ == "__main__":
 class Ray:
     """Ray Jobs: `ray job submit` and `ray job stop`; the state is read from the dashboard's HTTP address."""
 
-    name, title, place_option = "ray", "Ray", "address"
+    name, title, place_option, shares_disk = "ray", "Ray", "address", True
 
-    def files(self, run_dir: RunDir, job: Job) -> dict[str, str]:
+    def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         for name in job.options:
             if name not in OPTIONS:
                 known = "\n".join(f"  {each}: {about}" for each, about in OPTIONS.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from flowloom.errors import RunError
 from flowloom.launchers.base import (
@@ -37,9 +38,9 @@ _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_O
 class Slurm:
     """sbatch, squeue and scancel."""
 
-    name, title, place_option = "slurm", "Slurm", "partition"
+    name, title, place_option, shares_disk = "slurm", "Slurm", "partition", True
 
-    def files(self, run_dir: RunDir, job: Job) -> dict[str, str]:
+    def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         return {SCRIPT: script(run_dir, job)}
 
     def submit(self, run_dir: RunDir, job: Job, secrets: Mapping[str, str]) -> str:  # noqa: ARG002

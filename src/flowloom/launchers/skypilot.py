@@ -1,0 +1,163 @@
+"""SkyPilot: a managed job on rented machines; it starts again elsewhere after a spot instance is lost."""
+
+from __future__ import annotations
+
+import json
+import secrets as random
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flowloom
+from flowloom.config.secrets import NAMES
+from flowloom.errors import RunError
+from flowloom.json_types import is_array, is_object
+from flowloom.launchers.base import (
+    LAUNCHED,
+    Job,
+    JobRecord,
+    JobState,
+    JobStatus,
+    ToolMissing,
+    engine,
+    launch_dir,
+    output_of,
+    torchrun,
+)
+from flowloom.run.directory import RunDir
+
+TASK, PORT = "task.yaml", 29_400
+LAUNCH_S = 1800.0
+"""The first job of a user starts a machine that watches over all of them."""
+RESOURCES = ("accelerators", "cpus", "disk_size", "image_id", "infra", "instance_type", "memory", "use_spot")
+"""Options that are keys of SkyPilot's `resources`."""
+_PENDING = frozenset({"PENDING", "SUBMITTED", "STARTING", "RECOVERING"})
+_RUNNING = frozenset({"RUNNING", "WINDING_DOWN", "CANCELLING"})
+
+
+class SkyPilot:
+    """`sky jobs launch`, `queue` and `cancel`. A job's id is its name, which is unique."""
+
+    name, title, place_option, shares_disk = "skypilot", "SkyPilot", "infra", False
+
+    def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:
+        return {TASK: task(run_dir, job, config)}
+
+    def submit(self, run_dir: RunDir, job: Job, secrets: Mapping[str, str]) -> str:  # noqa: ARG002
+        job_id = f"{run_dir.path.resolve().name}-{random.token_hex(4)}"
+        # Without a value: `sky` takes it from the environment.
+        given = [word for name in NAMES if name in secrets for word in ("--secret", name)]
+        path = str(launch_dir(run_dir) / TASK)
+        command = ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job_id, *given, path]
+        try:
+            output_of(command, LAUNCH_S, secrets)
+        except ToolMissing as error:
+            raise RunError(f"{error} Install it here: pip install skypilot, then run 'sky check'.") from error
+        return job_id
+
+    def status(self, record: JobRecord) -> JobStatus:
+        try:
+            printed = output_of(["sky", "jobs", "queue", "--all", "--output", "json"], 60.0)
+        except ToolMissing:
+            return JobStatus("unknown", "sky is not installed here")
+        jobs = json.loads(printed[max(0, printed.find("[")) :] or "[]")
+        state = next((each["status"] for each in jobs if each.get("job_name") == record.job_id), None)
+        if state is None:
+            return JobStatus("ended", "no longer known to SkyPilot")
+        known: JobState = "pending" if state in _PENDING else "running" if state in _RUNNING else "ended"
+        return JobStatus(known, str(state))
+
+    def cancel(self, record: JobRecord) -> None:
+        output_of(["sky", "jobs", "cancel", "--yes", "--name", record.job_id], 120.0)
+
+    def places(self) -> list[str]:
+        # A run that is not mirrored to a bucket is not seen from here while it runs.
+        return []
+
+
+def task(run_dir: RunDir, job: Job, config: Any) -> str:
+    """The task that trains `run_dir` on machines which have no disk in common with this one.
+
+    Raises:
+        RunError: an option or a path cannot be used.
+    """
+    setup = job.options.get("setup", f"pip install flowloom=={flowloom.__version__}")
+    python = "python" if job.python.startswith("/") else job.python
+    on_nodes = Job(job.nodes, job.gpus, job.processes, python=python, join_s=job.join_s)
+    folders = [run_dir.path.resolve(), *_local_paths(config)]
+    return f"""# Written by Flowloom for the run {run_dir.path.resolve().name}.
+resources:
+{_mapping(_resources(job))}
+num_nodes: {job.nodes}
+
+# The run directory, and the local files that its configuration names, at the same paths.
+file_mounts:
+{_mapping({str(path): str(path) for path in folders})}
+
+setup: |
+{_indented(setup)}
+
+run: |
+  export {LAUNCHED}=skypilot
+  # The first node hosts the rendezvous.
+  exec {shlex.join(torchrun(on_nodes))} \\
+    --rdzv-id "$SKYPILOT_TASK_ID" --rdzv-endpoint "$(echo "$SKYPILOT_NODE_IPS" | head -n 1):{PORT}" \\
+    --rdzv-conf "join_timeout={job.join_s},is_host=$((SKYPILOT_NODE_RANK == 0))" \\
+    {shlex.join(engine(run_dir))}
+"""
+
+
+def _resources(job: Job) -> dict[str, Any]:
+    for name in job.options:
+        if name not in (*RESOURCES, "setup"):
+            known = ", ".join((*RESOURCES, "setup"))
+            raise RunError(f"--on skypilot has no option {name!r}. Options: {known}.")
+    resources = {name: _typed(job.options[name]) for name in RESOURCES if name in job.options}
+    kind = resources.get("accelerators")
+    if job.gpus and not kind:
+        raise RunError("--gpus needs the kind of GPU: --option accelerators=H100")
+    if kind and ":" not in str(kind):
+        resources["accelerators"] = f"{kind}:{max(1, job.gpus)}"
+    return resources or {"cpus": "4+"}
+
+
+def _local_paths(config: Any) -> list[Path]:
+    """The files and folders of this machine in a run's configuration.
+
+    Raises:
+        RunError: a path is relative, and would be another one on the nodes.
+    """
+    found = [Path(text) for text in _texts(config) if "/" in text and Path(text).exists()]
+    for path in found:
+        if not path.is_absolute():
+            raise RunError(
+                f"{path}: write it as an absolute path, so that the nodes have it at the same place."
+            )
+    return list(dict.fromkeys(found))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if is_object(value):
+        for item in value.values():
+            yield from _texts(item)
+    elif is_array(value):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _typed(text: str) -> str | int | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isdecimal() else text
+
+
+def _mapping(values: Mapping[str, Any]) -> str:
+    """Lines of YAML, where every string of JSON is one, too."""
+    return "\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
