@@ -53,9 +53,14 @@ class Saves:
         if not in_background:
             self.state.ranks.wait()
 
+    @property
+    def is_writing(self) -> bool:
+        """True while a checkpoint is written in the background."""
+        return self._writing is not None and not self._writing.done()
+
     def check(self) -> None:
         """Raise the error of a save in the background that failed."""
-        if self._writing and self._writing.done():
+        if not self.is_writing:
             self.wait()
 
     def wait(self) -> None:
