@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
 from flowloom.engine.estimate.footprint import Networks, advise, memory
 from flowloom.engine.memory import HEADROOM, streamed_blocks
 from flowloom.engine.offload.copies import CpuCopies, copies_to
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SamplingParams
 from flowloom.engine.sample import SampleRequest, sample
 from flowloom.errors import ConfigError
@@ -45,7 +47,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "lokr": {"lora": LORA, "method": {"kind": "lokr"}},
     "rotation": {"training": ROTATION, "method": {"rotation_states": "keep"}},
     "keywords": {"training": {"trained_layer_keywords": ["double_blocks.0.img_attn", "single_blocks.1"]}},
+    "full": {},
 }
+HOST: dict[str, dict[str, Any]] = {"optimizer": {"device": "cpu"}}
+FUSED: dict[str, dict[str, Any]] = {"memory": {"fused_backward": True}}
+STREAMED: dict[str, dict[str, Any]] = {"memory": {"streamed_blocks": "all"}}
+PARTLY: dict[str, dict[str, Any]] = {"memory": {"streamed_blocks": 2}}
+BOTH: dict[str, dict[str, Any]] = {"memory": {"streamed_blocks": "all", "fused_backward": True}}
+OFFLOADS: dict[str, list[dict[str, dict[str, Any]]]] = {
+    "lora": [STREAMED, PARTLY, FUSED, BOTH | HOST],
+    "rotation": [STREAMED, PARTLY, FUSED, STREAMED | HOST],
+    "keywords": [STREAMED, BOTH | HOST],
+    "full": [FUSED, HOST, FUSED | HOST, PARTLY | HOST, BOTH | HOST],
+}
+"""Ways to train with less memory, of which each gives the same run; other methods are only streamed."""
 
 
 def with_everything(sections: dict[str, Any]) -> dict[str, Any]:
@@ -91,25 +106,21 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
+def test_a_run_with_less_memory_equals_a_resident_one_bit_for_bit(
     method: str, make_run: Callable[..., RunDir]
 ) -> None:
     sections = with_everything(METHODS[method])
     found = []
-    memory_sections: dict[str, dict[str, Any]] = {
-        "resident": {"checkpointed_blocks": "all"},
-        "streamed": {"streamed_blocks": "all"},
-    }
-    if method in ("lora", "rotation"):
-        memory_sections["partly"] = {"streamed_blocks": 2}
-    for name, section in memory_sections.items():
-        run_dir = make_run(name, **sections, memory=section)
+    for i, change in enumerate(
+        [{"memory": {"checkpointed_blocks": "all"}}, *OFFLOADS.get(method, [STREAMED])]
+    ):
+        run_dir = make_run(str(i), **sections, **change)
         run_engine(run_dir)
         found.append(results(run_dir))
     assert len(found[0][0]) > 5
     assert len(found[0][2]) >= 2
-    for streamed in found[1:]:
-        assert_equal(streamed, found[0])
+    for other in found[1:]:
+        assert_equal(other, found[0])
 
 
 @pytest.mark.parametrize("method", ["lora", "rotation"])
@@ -251,13 +262,48 @@ def test_streamed_blocks_are_spread_evenly(count: Any, chosen: list[int]) -> Non
     assert streamed_blocks(count, list(range(9))) == chosen
 
 
-def test_settings_that_exclude_streaming_are_rejected_with_their_key(
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"memory": {"streamed_blocks": 1}},
+            r"memory.streamed_blocks: streams trained weights with method full: set optimizer.device to cpu",
+        ),
+        (
+            FUSED | {"optimizer": {"max_grad_norm": 1.0}},
+            r"memory.fused_backward: cannot be combined with optimizer.max_grad_norm",
+        ),
+        (
+            FUSED | {"training": {"train_minibatch": 3}},
+            r"up to 4 samples: set training.train_minibatch to 4",
+        ),
+        (FUSED | {"batching": {"pack_aspect_ratios": True}}, "batching.pack_aspect_ratios"),
+        (FUSED | {"batching": {"batch_tokens": 1000}}, "batching.batch_tokens"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_rejected_with_their_key(
+    sections: dict[str, Any], message: str, make_config: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_config(**sections)
+
+
+def test_fused_backward_accepts_updates_that_are_one_micro_batch(
     make_config: Callable[..., RunConfig],
 ) -> None:
-    with pytest.raises(ValidationError, match=r"memory.streamed_blocks: must be 0 with method full"):
-        make_config(memory={"streamed_blocks": 1})
-    with pytest.raises(ConfigError, match="MPS"):
-        copies_to(torch.device("mps"))
+    training = {"train_minibatch": 2, "updates_per_large_batch": 2}
+    assert make_config(**FUSED, training=training).memory.fused_backward
+
+
+def test_devices_and_ranks_that_exclude_an_offload_are_rejected_before_anything_is_loaded(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    for key in ("memory.streamed_blocks", "optimizer.device"):
+        with pytest.raises(ConfigError, match=f"{key}: saves nothing on MPS"):
+            copies_to(torch.device("mps"), key)
+    config = make_config(**FUSED, model={"chroma_path": "none.safetensors"})
+    with pytest.raises(ConfigError, match=r"memory.fused_backward: cannot be used with 2 ranks"):
+        build(config, Ranks(0, 2))
 
 
 def test_flux1_is_streamed_with_equal_predictions_and_gradients() -> None:

@@ -17,11 +17,15 @@ class MemorySection(Section):
     """Part of these blocks that recomputes: all of it, or only the feed-forward part (MLP), which saves less
     memory and time."""
     streamed_blocks: Annotated[Literal["all"] | Count, SIMPLE] = 0
-    """Number of blocks whose frozen weights stay in host memory and are copied to the device before each use.
-    Above 0 all blocks recompute activations in the backward pass."""
+    """Number of blocks whose weights stay in host memory and are copied to the device before each use: frozen
+    ones, and with optimizer.device cpu also trained ones. Above 0 all blocks recompute activations in the
+    backward pass."""
     offload_activations: bool = False
     """Keep the inputs of checkpointed blocks in host memory until the backward pass. With checkpointed_blocks
     auto, all blocks recompute."""
+    fused_backward: bool = False
+    """Update each weight as soon as its gradient exists, and free the gradient: then few gradients take
+    memory at a time. Needs one micro-batch per update, no optimizer.max_grad_norm, and one rank."""
     compile: bool = False
     """Compile each block with torch.compile."""
 
@@ -34,6 +38,7 @@ class ParallelSection(Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Data type of frozen weights and computation; auto: bf16 on CUDA, otherwise fp32."""
     trained_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Data type of trained weights; auto: fp32, or bf16 for the optimizer with stochastic rounding."""
+    """Data type of trained weights on the device; auto: fp32; bf16 for the optimizer with stochastic
+    rounding; that of `dtype` with optimizer.device cpu, which has fp32 copies."""
     num_threads: Count = 0
     """CPU threads of torch; 0: torch's default."""

@@ -29,6 +29,7 @@ from flowloom.config.flow_format.sections import (
     Steps,
     TrainingSection,
 )
+from flowloom.config.memory_checks import memory_contradictions
 from flowloom.errors import Problem
 from flowloom.json_types import is_object
 from flowloom.loggers.base import LoggerSpec
@@ -321,6 +322,7 @@ class RunConfig(Section):
         problems = [
             *self._method_contradictions(),
             *self._other_contradictions(),
+            *memory_contradictions(self),
             *self._data_contradictions(),
         ]
         if problems:
@@ -355,24 +357,10 @@ class RunConfig(Section):
         if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":
             message = "must be off with objective.mask_mode flow_union, where encodings depend on the batch."
             yield Problem("cache.text", message)
-        yield from self._memory_contradictions()
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
             message = f"{kind} needs a known end: set limits.max_steps, max_epochs or max_minutes."
             yield Problem("lr_schedule.kind", message)
-
-    def _memory_contradictions(self) -> Iterator[Problem]:
-        memory = self.memory
-        if memory.streamed_blocks and self.method_kind == "full":
-            message = "must be 0 with method full, which trains all weights: only frozen ones are streamed."
-            yield Problem("memory.streamed_blocks", message)
-        for key in ("streamed_blocks", "offload_activations"):
-            if getattr(memory, key) and memory.checkpointed_parts == "ffn":
-                message = f"must be block with memory.{key}, whose blocks recompute completely."
-                yield Problem("memory.checkpointed_parts", message)
-        if memory.offload_activations and memory.checkpointed_blocks == 0 and not memory.streamed_blocks:
-            message = "needs memory.checkpointed_blocks above 0: it moves the inputs of these blocks."
-            yield Problem("memory.offload_activations", message)
 
     def _data_contradictions(self) -> Iterator[Problem]:
         data, sizes = self.dataloader, self.batching.sizes

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from flowloom.config.run import ModelSection, RunConfig
+from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
 from flowloom.data.cache.encodings import PersistentCache
 from flowloom.data.cache.setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.data.fetch.image_source import ImageSource
@@ -27,6 +27,7 @@ from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Network, Precision, TrainState
+from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
 from flowloom.models.device import choose_device, encoder_dtype
@@ -53,7 +54,10 @@ def choose_precision(config: RunConfig, device: torch.device) -> Precision:
     """Number formats by `parallel.dtype` and `parallel.trained_dtype`."""
     formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
     compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    default = torch.bfloat16 if config.optimizer.kind == "adamw_bf16" else torch.float32
+    # A host optimizer has float32 copies: the device needs the weights for computation only.
+    default = compute if config.optimizer.device == "cpu" else torch.float32
+    if config.optimizer.kind == "adamw_bf16":
+        default = torch.bfloat16
     return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
 
 
@@ -94,8 +98,9 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     """
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
-    refuse_unfit_models(config, "the configuration")
     device = choose_device(config.parallel.device)
+    _refuse_offloads(config, device, ranks)
+    refuse_unfit_models(config, "the configuration")
     precision = choose_precision(config, device)
     dataset = load_dataset(config)
     images = ImageSource(config.storage, on_state)
@@ -114,6 +119,19 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     )
 
 
+def _refuse_offloads(config: RunConfig, device: torch.device, ranks: Ranks) -> None:
+    if config.memory.streamed_blocks:
+        copies_to(device)
+    if config.optimizer.device == "cpu":
+        copies_to(device, "optimizer.device")
+    if config.memory.fused_backward and ranks.size > 1:
+        message = (
+            f"cannot be used with {ranks.size} ranks, whose gradients are summed before an update: set it to "
+            "false."
+        )
+        raise ConfigError("the configuration", [Problem("memory.fused_backward", message)])
+
+
 def load_network(
     config: RunConfig, path: Path, device: torch.device, dtype: torch.dtype, attach: Callable[[nn.Module], T]
 ) -> tuple[nn.Module, T, BlockStreamer | None]:
@@ -128,7 +146,9 @@ def load_network(
     if not count:
         return model, attached, None
     blocks = streamed_blocks(count, [block for _, block in family.blocks(model)])
-    return model, attached, stream_blocks(model, blocks, device)
+    streamer = stream_blocks(model, blocks, device)
+    streamer.streams_trained = config.optimizer.device == "cpu" and config.method_kind not in ADAPTERS
+    return model, attached, streamer
 
 
 def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:

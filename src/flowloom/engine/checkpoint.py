@@ -143,12 +143,17 @@ def _load_weights(folder: Path, state: TrainState) -> None:
         tensors |= dict(open_weights(folder / MODEL).items())
     if precise.exists():
         tensors |= dict(open_weights(precise).items())
+    if state.host:
+        state.host.restore({} if state.adapter else tensors)
     if state.adapter:
         state.adapter.load_state_dict(tensors)
         return
     state.release()
+    # With copies on the host, the device need not have room for the finer values.
+    coarse = torch.promote_types(state.precision.compute, state.precision.trained) if state.host else None
     for name, weight in state.weights.items():
-        weight.data = tensors[name].to(weight.device, copy=True)
+        tensor = tensors[name]
+        weight.data = tensor.to(weight.device, coarse or tensor.dtype, copy=True)
 
 
 def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:

@@ -30,17 +30,16 @@ class GradientWatch:
     def __init__(self, state: TrainState):
         self._state, self._rotation, self._num_steps = state, state.rotation, 0
         self._seen = {
-            name: torch.zeros((), dtype=torch.bool, device=weight.device)
-            for name, weight in state.trained.items()
+            name: torch.zeros((), dtype=torch.bool, device=state.precision.device) for name in state.trained
         }
+        # Hooks that run before any that take the gradient from the weight.
         self._hooks: list[RemovableHandle] = [
-            weight.register_post_accumulate_grad_hook(partial(self._see, name))
-            for name, weight in state.trained.items()
+            weight.register_hook(partial(self._see, name)) for name, weight in state.trained.items()
         ]
 
-    def _see(self, name: str, weight: torch.Tensor) -> None:
-        if weight.grad is not None and self._state.rotation == self._rotation:
-            self._seen[name] |= weight.grad.any()
+    def _see(self, name: str, gradient: torch.Tensor) -> None:
+        if self._state.rotation == self._rotation:
+            self._seen[name] |= gradient.any()
 
     def after_step(self, *, is_last: bool = False) -> Finding | None:
         """The warning after the first steps; None before, and if there is nothing to report."""

@@ -115,11 +115,18 @@ def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Nu
     """Every number of a checkpoint of `state`; what training changes is passed through `keep`, with a key."""
     state.release()
     shadow: dict[str, Tensor] = state.ema.shadow if state.ema else {}
-    source = state.adapter.state_dict() if state.adapter else state.model.state_dict()
+    source: Mapping[str, Tensor] = state.adapter.state_dict() if state.adapter else state.model.state_dict()
+    if state.host and not state.adapter:
+        source = {**source, **{name: weight.detach() for name, weight in state.host.copies.items()}}
+    # A rotation writes the weights that it trains to the memory that they are streamed from.
+    rotates = state.config.method_kind == "rotation"
+    all_change = rotates and state.streamer is not None and state.streamer.streams_trained
     # Frozen weights need no copy: previews change only averaged ones, and a rotation that trains a frozen
     # weight puts a copy in its place. Parked optimizer states never change.
     weights: dict[str, Tensor] = {
-        name: keep(f"weights/{name}", weight) if name in state.trained or name in shadow else weight
+        name: keep(f"weights/{name}", weight)
+        if all_change or name in state.trained or name in shadow
+        else weight
         for name, weight in source.items()
     }
     return Numbers(

@@ -13,6 +13,10 @@ from flowloom.config.run import RunConfig
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
+from flowloom.engine.offload.copies import copies_to
+from flowloom.engine.offload.early import FusedGradients
+from flowloom.engine.offload.host_gradients import HostGradients, HostSetup
+from flowloom.engine.offload.host_weights import HostWeights
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.parallel.gradients import Gradients, LocalGradients, gradients_of
 from flowloom.engine.parallel.ranks import Ranks
@@ -29,7 +33,7 @@ class Precision(NamedTuple):
     compute: torch.dtype
     """Of the frozen weights and the arithmetic."""
     trained: torch.dtype
-    """Of the weights that the optimizer changes."""
+    """Of the trained weights on the device."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in bfloat16 if any weights are in it."""
@@ -44,7 +48,7 @@ class Network(NamedTuple):
     adapter: Adapter | None = None
     """The adapter that is trained in place of the model's weights."""
     streamer: BlockStreamer | None = None
-    """Holds frozen weights in host memory."""
+    """Holds weights in host memory."""
 
 
 class TrainState:
@@ -64,7 +68,9 @@ class TrainState:
         self.precision = precision
         self.ranks = ranks
         self.position = Position()
-        self.ema = Ema(config.ema.decay, config.ema.device == "cpu") if config.ema.decay is not None else None
+        on_host = config.optimizer.device == "cpu"
+        keeps_average_on_cpu = on_host or config.ema.device == "cpu"
+        self.ema = Ema(config.ema.decay, keeps_average_on_cpu) if config.ema.decay is not None else None
         self.weights: dict[str, nn.Parameter] = (
             self.adapter.parameters if self.adapter else dict(self.model.named_parameters())
         )
@@ -73,13 +79,24 @@ class TrainState:
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
         self.rotation = -1
         self.trained: dict[str, nn.Parameter] = {}
+        self.host = self._host_weights() if on_host else None
+        """Copies that the optimizer updates in place of the trained weights."""
+        self.is_fused = config.memory.fused_backward
+        """True if weights are updated within the backward pass."""
         self.gradients: Gradients = LocalGradients(())
+        self.apply_update: Callable[[], None] = self._step
+        """Makes the update that the gradients are ready for, and frees them."""
         self.optimizer: torch.optim.Optimizer
         self.is_whole = True
         """True if weights, optimizer, average and position are of the same step."""
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered around each update: a stop must not interrupt it."""
         self.rotate_if_due()
+
+    @property
+    def exact_weights(self) -> dict[str, nn.Parameter]:
+        """Every weight that may ever be trained, in the precision of its update."""
+        return {**self.weights, **(self.host.copies if self.host else {})}
 
     @contextmanager
     def averaged(self) -> Generator[None]:
@@ -119,10 +136,10 @@ class TrainState:
         names = (
             list(self.weights) if self.adapter else trained_names(self.config, list(self.weights), rotation)
         )
+        self.gradients.close()
         self._select(names)
         self.optimizer = self._make_optimizer()
-        self.gradients.close()
-        self.gradients = gradients_of(self.ranks, self.trained.values())
+        self._connect_gradients()
         self._unpark()
 
     def set_lr(self) -> float:
@@ -147,6 +164,10 @@ class TrainState:
     def _select(self, names: list[str]) -> None:
         chosen = set(names)
         self.release()
+        # With kept rotation states the float32 weights stay, or each rotation would round them.
+        kept = self.parked.keys() - chosen
+        if self.host:
+            self.host.follow(self.weights, names, sorted(kept))
         for name, weight in self.weights.items():
             is_trained = name in chosen
             wanted = self.precision.trained if is_trained else self.precision.compute
@@ -154,19 +175,46 @@ class TrainState:
             needs_copy = is_trained and not weight.requires_grad
             weight.requires_grad_(is_trained)
             weight.grad = None
-            # With kept rotation states the float32 weights stay, or each rotation would round them.
-            if not self.adapter and (is_trained or name not in self.parked):
+            if not self.adapter and (self.host or name not in kept):
                 weight.data = weight.data.to(wanted, copy=needs_copy)
         if self.streamer:
             self.streamer.adopt()
         self.trained = {name: self.weights[name] for name in names}
         if self.ema:
-            self.ema.follow(self.trained)
+            self.ema.follow(self.updated)
+
+    @property
+    def updated(self) -> dict[str, nn.Parameter]:
+        """The weights that the optimizer updates, by name: the trained ones, or their copies on the host."""
+        return {name: self.host.copies[name] for name in self.trained} if self.host else self.trained
+
+    def _host_weights(self) -> HostWeights:
+        if self.adapter:
+            return HostWeights(None)
+        rounds = self.config.optimizer.kind == "adamw_bf16"
+        return HostWeights(self.precision.trained if rounds else torch.float32)
+
+    def _connect_gradients(self) -> None:
+        """Connect the trained weights with the optimizer, by way of the device, the ranks or the host."""
+        if self.host:
+            copies = copies_to(self.precision.device, "optimizer.device")
+            setup = HostSetup(copies, self.ranks, self.streamer, self.is_fused)
+            early = HostGradients(self.trained, self.updated, self.optimizer, setup)
+        elif self.is_fused:
+            early = FusedGradients(list(self.trained.values()), self.optimizer)
+        else:
+            self.gradients, self.apply_update = gradients_of(self.ranks, self.trained.values()), self._step
+            return
+        self.gradients, self.apply_update = early, early.apply
+
+    def _step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        decay = self.config.training.weight_decay
-        plain = [p for name, p in self.trained.items() if "bias" in name or "norm" in name]
-        decayed = [p for name, p in self.trained.items() if not ("bias" in name or "norm" in name)]
+        decay, updated = self.config.training.weight_decay, self.updated
+        plain = [p for name, p in updated.items() if "bias" in name or "norm" in name]
+        decayed = [p for name, p in updated.items() if not ("bias" in name or "norm" in name)]
         groups: list[dict[str, object]] = [
             {"params": decayed, "weight_decay": decay},
             {"params": plain, "weight_decay": 0.0},
@@ -188,7 +236,7 @@ class TrainState:
         self.optimizer.load_state_dict(whole)
 
     def _optimizer_order(self) -> list[str]:
-        names = {id(weight): name for name, weight in self.trained.items()}
+        names = {id(weight): name for name, weight in self.updated.items()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
     def _park(self) -> None:

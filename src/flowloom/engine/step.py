@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import chain
 from typing import NamedTuple
 
@@ -39,21 +40,23 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
     losses = [total_weight.new_zeros(0)]
     size = state.config.training.train_minibatch
     micro_batches = list(chain.from_iterable(batch.split(size) for batch in batches))
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        with state.precision.autocast():
-            micro_losses = sample_losses(state.model, micro_batch, state.objective)
-        share = (micro_losses * micro_batch.loss_weight).sum() / total_weight
-        state.gradients.backward(share, is_last=number == len(micro_batches))
-        loss += share.detach()
-        losses.append(micro_losses.detach())
-
-    grad_norm = state.gradients.finish(state.config.optimizer.max_grad_norm)
     lr = state.set_lr()
-    with state.updating():
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+    with ExitStack() as update:
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with state.precision.autocast():
+                micro_losses = sample_losses(state.model, micro_batch, state.objective)
+            share = (micro_losses * micro_batch.loss_weight).sum() / total_weight
+            if state.is_fused:
+                update.enter_context(state.updating())
+            state.gradients.backward(share, is_last=number == len(micro_batches))
+            loss += share.detach()
+            losses.append(micro_losses.detach())
+        grad_norm = state.gradients.finish(state.config.optimizer.max_grad_norm)
+        if not state.is_fused:
+            update.enter_context(state.updating())
+        state.apply_update()
         state.position.step += 1
         if state.ema:
-            state.ema.update(state.weights, state.position.step)
+            state.ema.update(state.exact_weights, state.position.step)
     levels = torch.cat([batch.noise_level for batch in batches])
     return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels, lr)

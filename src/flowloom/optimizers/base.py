@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ class OptimizerSpec(Section):
 
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Clip the global gradient norm; null: never, as FLOW."""
+    device: Literal["auto", "cpu"] = "auto"
+    """cpu: keep the optimizer's states, and float32 copies of the trained weights, in host memory and update
+    there. auto: on the device of the weights."""
 
     def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
         """The optimizer over parameter `groups`, each `{"params": [...], "weight_decay": w}`.

@@ -15,7 +15,7 @@ _log = logging.getLogger("flowloom")
 
 
 class Copies(Protocol):
-    """Where streamed blocks and offloaded activations are kept, and how they reach the device."""
+    """Where streamed blocks, activations and gradients are kept on the host, and how they are copied."""
 
     def host_buffer(self, num_bytes: int) -> Tensor:
         """A buffer (num_bytes,) uint8 in host memory, fast to copy from."""
@@ -33,6 +33,17 @@ class Copies(Protocol):
         """Make computation that is started from now on wait for a copy that `start` returned."""
         ...
 
+    def start_back(self, target: Tensor, source: Tensor) -> Any:
+        """Begin to copy `source` to the host once all computation that was started so far is done.
+
+        The caller keeps `source` until the copy has arrived.
+        """
+        ...
+
+    def arrive(self, copy: Any) -> None:
+        """Return when a copy in either direction is complete."""
+        ...
+
 
 class CpuCopies:
     """Real copies within host memory: on a CPU they save nothing and prove that streaming is correct."""
@@ -48,13 +59,19 @@ class CpuCopies:
     def wait(self, copy: None) -> None:
         pass
 
+    def start_back(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source)
+
+    def arrive(self, copy: None) -> None:
+        pass
+
 
 class CudaCopies:
-    """Copies from page-locked memory in a separate stream."""
+    """Copies from and to page-locked memory, in a separate stream for each direction."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream, self._back = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def host_buffer(self, num_bytes: int) -> Tensor:
         return page_locked(num_bytes)
@@ -63,13 +80,22 @@ class CudaCopies:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def start(self, target: Tensor, source: Tensor) -> torch.Event:
-        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
-        with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
-        return self._stream.record_event()
+        return self._copy(self._stream, target, source)
 
     def wait(self, copy: torch.Event) -> None:
         torch.cuda.current_stream(self._device).wait_event(copy)
+
+    def start_back(self, target: Tensor, source: Tensor) -> torch.Event:
+        return self._copy(self._back, target, source)
+
+    def arrive(self, copy: torch.Event) -> None:
+        copy.synchronize()
+
+    def _copy(self, stream: torch.cuda.Stream, target: Tensor, source: Tensor) -> torch.Event:
+        stream.wait_event(torch.cuda.current_stream(self._device).record_event())
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+        return stream.record_event()
 
 
 def copies_to(device: torch.device, key: str = "memory.streamed_blocks") -> Copies:

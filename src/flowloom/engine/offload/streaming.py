@@ -1,9 +1,9 @@
-"""Block streaming: frozen weights stay in host memory; each block's are copied to the device before it runs.
+"""Block streaming: weights stay in host memory; each block's are copied to the device before it runs.
 
 A ring of device buffers holds the block that computes and the next one, which is copied meanwhile: forwards
 in the forward pass, backwards where blocks recompute in the backward pass. Streamed blocks must recompute:
-then no saved activation refers to a buffer that another block overwrites. Frozen weights are never copied
-back.
+then no saved activation refers to a buffer that another block overwrites. Weights are never copied back:
+those that are trained are updated in host memory, from gradients that are copied there.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def stream_blocks(model: nn.Module, blocks: Sequence[nn.Module], device: torch.d
 
 
 class BlockStreamer:
-    """Streams the frozen weights of `blocks`, which run in this order.
+    """Streams the weights of `blocks`, which run in this order.
 
     While a block's weights are not on the device, its parameters refer to host memory: they can always be
     read. After `release` they can be written to, until a block runs; new tensors in their place need `adopt`.
     """
+
+    streams_trained = False
+    """Stream trained weights too, to be updated in host memory; otherwise they stay on the device."""
 
     def __init__(
         self, blocks: Sequence[nn.Module], device: torch.device, copies: Copies, ring_size: int = RING_SIZE
@@ -65,10 +68,10 @@ class BlockStreamer:
         return sum(slot.buffer.nbytes for slot in self._ring)
 
     def adopt(self) -> None:
-        """Move the blocks' frozen weights to host memory, and trained ones to the device."""
+        """Move the blocks' weights to host memory; trained ones that are not streamed to the device."""
         self.release()
         for block in self._blocks:
-            block.pack()
+            block.pack(with_trained=self.streams_trained)
         largest = max(block.num_bytes for block in self._blocks)
         if not self._ring or self._ring[0].buffer.nbytes != largest:
             self._ring = []  # freed before the new buffers are made
@@ -78,6 +81,10 @@ class BlockStreamer:
         """Let every parameter refer to host memory."""
         for slot in self._ring:
             self._evict(slot)
+
+    def host_places(self) -> dict[int, Tensor]:
+        """The host memory of each streamed weight, by the weight's id; a new one after each `adopt`."""
+        return {key: place for block in self._blocks for key, place in block.places()}
 
     def _before(self, index: int, *_: object) -> None:
         """Wait for a block's weights when it is about to run, and begin to copy those of the next."""
@@ -131,7 +138,7 @@ class _Slot:
 
 
 class _HostBlock:
-    """A block and its frozen weights, in one flat host buffer."""
+    """A block and its streamed weights, in one flat host buffer."""
 
     def __init__(self, module: nn.Module, device: torch.device, copies: Copies):
         self._module, self._device, self._copies = module, device, copies
@@ -143,13 +150,13 @@ class _HostBlock:
     def num_bytes(self) -> int:
         return self.host.nbytes
 
-    def pack(self) -> None:
-        """Take frozen weights that are elsewhere into the host buffer."""
+    def pack(self, *, with_trained: bool) -> None:
+        """Take streamed weights that are elsewhere into the host buffer."""
         weights = list(self._module.parameters())
-        for weight in weights:
-            if weight.requires_grad:
-                weight.data = weight.data.to(self._device)
-        self._weights = [weight for weight in weights if not weight.requires_grad]
+        resident = [] if with_trained else [weight for weight in weights if weight.requires_grad]
+        for weight in resident:
+            weight.data = weight.data.to(self._device)
+        self._weights = [weight for weight in weights if with_trained or not weight.requires_grad]
         layout = [(id(weight), weight.dtype, weight.shape) for weight in self._weights]
         if layout != self._layout:
             self.host = self._copies.host_buffer(sum(_aligned(weight.nbytes) for weight in self._weights))
@@ -157,6 +164,10 @@ class _HostBlock:
         for weight, view in zip(self._weights, self._views(self.host), strict=True):
             if weight.data_ptr() != view.data_ptr():
                 weight.data = view.copy_(weight.data)
+
+    def places(self) -> Iterator[tuple[int, Tensor]]:
+        """Each weight's id and its part of the host buffer."""
+        return zip(map(id, self._weights), self._views(self.host), strict=True)
 
     def refer_to(self, buffer: Tensor) -> None:
         """Let the weights be those in `buffer`, which has the layout of the host's."""

@@ -39,6 +39,9 @@ class StochasticAdamW(torch.optim.Optimizer):
     ):
         self.moments_dtype = moments_dtype
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        # Kept, because a weight may be updated alone.
+        self._places = {id(parameter): place for place, parameter in enumerate(parameters)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -49,16 +52,14 @@ class StochasticAdamW(torch.optim.Optimizer):
                 loss = closure()
         generators: dict[torch.device, torch.Generator] = {}
         parameters = ((group, parameter) for group in self.param_groups for parameter in group["params"])
-        for index, (group, parameter) in enumerate(parameters):
+        for group, parameter in parameters:
             if parameter.grad is not None:
                 device = parameter.device
                 generator = generators.setdefault(device, torch.Generator(device))
-                self._update(parameter, group, generator, index)
+                self._update(parameter, group, generator)
         return loss
 
-    def _update(
-        self, parameter: Tensor, group: dict[str, Any], generator: torch.Generator, index: int
-    ) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], generator: torch.Generator) -> None:
         """One parameter at a time: the float32 copies then take the memory of the largest one, not of all."""
         assert parameter.grad is not None
         state = self.state[parameter]
@@ -69,7 +70,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         # The CPU's generator reads 32 bits of a seed; an odd factor spreads the steps over all of them.
-        generator.manual_seed((step * 0x9E3779B1 + index) % 2**32)
+        generator.manual_seed((step * 0x9E3779B1 + self._places[id(parameter)]) % 2**32)
         gradient = parameter.grad.float()
         mean = state["exp_avg"].float().lerp_(gradient, 1 - beta1)
         square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
