@@ -19,6 +19,7 @@ FlowloomError
     ├── DivergedError     the loss, the gradient or a weight is not a finite number
     ├── OutOfMemoryError  the device has no memory left
     ├── CompileError      torch.compile could not compile a block
+    ├── RankError         another rank is missing, ended, or sees other files
     └── DiskFullError     a checkpoint or sample could not be written
 
 Messages say what is wrong and where, hints what to do.
@@ -178,6 +179,10 @@ class OutOfMemoryError(TrainingError):
 
 class CompileError(TrainingError):
     """torch.compile could not compile a block of the network."""
+
+
+class RankError(TrainingError):
+    """Another rank of the run did not join, ended, or sees other files."""
 
 
 class DiskFullError(TrainingError):

@@ -108,6 +108,19 @@ def run_all_on_ranks(run_dirs: Sequence[RunDir], num_ranks: int) -> int:
     return run_on_ranks(_engines, [str(run_dir.path) for run_dir in run_dirs], num_ranks)
 
 
+def free_port() -> int:
+    """A port of this machine that is not in use."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets for a rank of one machine."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+    return {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
 def run_on_ranks(
     call: Callable[..., int],
     arguments: Sequence[str],
@@ -115,15 +128,10 @@ def run_on_ranks(
     environ: Mapping[str, str] | None = None,
 ) -> int:
     """`call(*arguments)` on so many ranks; the first exit status that is not 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+    port = free_port()
     ranks = [
         ForkedProcess(
-            call,
-            *arguments,
-            environ={**(environ or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            call, *arguments, environ={**(environ or {}), **rank_environment(rank, num_ranks, port)}
         )
         for rank in range(num_ranks)
     ]

@@ -6,15 +6,17 @@ Slow imports come after the signal handlers are set, so that a stop during them 
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from flowloom.config.secrets import redact, usable_secrets
 from flowloom.engine.stopping import Abandoned, StopSignals
-from flowloom.errors import FlowloomError, TrainingError
+from flowloom.errors import FlowloomError, RankError, TrainingError
 from flowloom.run.directory import RunDir
+from flowloom.run.events import EventWriter
 from flowloom.run.process import FAILED, run_module
 
 if TYPE_CHECKING:
@@ -39,7 +41,11 @@ def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lam
         from flowloom.models.device import choose_device
 
         config = run_dir.read_config()
-        ranks = join_ranks(choose_device(config.parallel.device).type)
+        try:
+            ranks = join_ranks(choose_device(config.parallel.device).type)
+        except RankError as error:
+            _report_missing_ranks(run_dir, error)
+            raise
         try:
             run_on(ranks, run_dir, config, signals, on_event)
         finally:
@@ -60,6 +66,16 @@ def run_on(
         _run_session(Session(run_dir, config, ranks, signals, on_event))
 
 
+def _report_missing_ranks(run_dir: RunDir, error: RankError) -> None:
+    """Write the failure as an event, once: by the first rank."""
+    if os.environ["RANK"] == "0":
+        with (
+            _claimed(run_dir),
+            closing(EventWriter(run_dir.events_jsonl, usable_secrets().values())) as writer,
+        ):
+            writer.write("failed", error=type(error).__name__, message=str(error), hint=error.hint)
+
+
 @contextmanager
 def _claimed(run_dir: RunDir) -> Generator[None]:
     """Hold a run that is not in use, neither by a process nor by the job of a cluster."""
@@ -72,6 +88,8 @@ def _claimed(run_dir: RunDir) -> Generator[None]:
 
 
 def _run_session(session: Session) -> None:
+    from flowloom.engine.failures import is_lost_rank
+
     try:
         try:
             session.train()
@@ -79,7 +97,9 @@ def _run_session(session: Session) -> None:
             session.end_as_stopped()
         except Exception as error:
             # A signal to the process group also ends processes that the engine started, such as compilers.
-            if not session.signals.is_wished or isinstance(error, FlowloomError):
+            # torchrun does the same to the other ranks when one ends: that is a failure.
+            is_stop = session.signals.is_wished and not is_lost_rank(error)
+            if not is_stop or isinstance(error, FlowloomError):
                 raise
             _log(session.run_dir, error)
             session.end_as_stopped()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 
 from flowloom.errors import (
     CheckpointError,
@@ -12,6 +14,7 @@ from flowloom.errors import (
     DivergedError,
     FlowloomError,
     OutOfMemoryError,
+    RankError,
     StoreDenied,
     TrainingError,
     WeightsError,
@@ -45,6 +48,13 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
         )
     if isinstance(error, OSError) and is_disk_full(error):
         return disk_full(run_dir.path, error)
+    if is_lost_rank(error):
+        # Without gloo's source file before it and its explanation behind it.
+        reason = re.sub(r"^\[[^\]]*\] ", "", one_line(str(error))).split(". ")[0]
+        return RankError(
+            f"Another rank of this run ended or cannot be reached ({reason}). If it failed, the reason is in "
+            f"{run_dir.log_txt} or in its output; if not, it was killed or its machine is gone."
+        )
     causes = list(_causes(error))
     if any(type(cause).__module__.startswith(COMPILERS) for cause in causes):
         return CompileError(
@@ -53,6 +63,14 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
         )
     message = f"{type(error).__name__}: {one_line(str(error))}".rstrip(": ")
     return TrainingError(f"{message}. {run_dir.log_txt} has the full text.")
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """True if communication failed: another rank ended, or the network between them."""
+    return any(
+        isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and "gloo" in str(cause))
+        for cause in _causes(error)
+    )
 
 
 def _damaged_base(run_dir: RunDir) -> WeightsError | None:

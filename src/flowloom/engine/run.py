@@ -9,6 +9,7 @@ from flowloom.config.secrets import usable_secrets
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Components, build
 from flowloom.engine.hub_upload import HubUploads
+from flowloom.engine.parallel.agreement import require_same_files
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
@@ -56,7 +57,9 @@ class Session:
         def warn(message: object) -> None:
             reporter.emit("warning", message=str(message))
 
-        components = build(keep_rows(self.config, self.run_dir, self.ranks, warn), self.ranks, warn)
+        config = keep_rows(self.config, self.run_dir, self.ranks, warn)
+        require_same_files(config, self.ranks)
+        components = build(config, self.ranks, warn)
         state = components.state
         if latest:
             checkpoint.load(latest, state)

@@ -12,11 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flowloom.errors import RankError, one_line
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=3)
 """Time to wait for the first rank, which alone generates previews and validates. If a rank dies, the others
 end at once."""
+
+JOIN_PATIENCE = timedelta(minutes=10)
+"""Time in which all ranks have to start."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,43 @@ class Ranks:
 
 
 def join_ranks(device_type: str) -> Ranks:
-    """Join the process group that torchrun's environment describes; alone without one."""
+    """Join the process group that torchrun's environment describes; alone without one.
+
+    Raises:
+        RankError: not all ranks joined within `JOIN_PATIENCE`.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Ranks()
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    return Ranks(dist.get_rank(), size)
+    rank = int(os.environ["RANK"])
+    dist.init_process_group(backend, store=_meet(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    return Ranks(rank, size)
+
+
+def _meet(rank: int, size: int) -> dist.Store:
+    """A store that all ranks have reached."""
+    names = [f"joined/{number}" for number in range(size)]
+    store: dist.Store | None = None
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=JOIN_PATIENCE))
+        store.set(names[rank], "")
+        store.wait(names, JOIN_PATIENCE)
+    except dist.DistError as error:
+        missing = [str(number) for number in range(size) if store and not store.check([names[number]])]
+        reason = f"rank {', '.join(missing)} did not join" if missing else one_line(str(error))
+        failure = RankError(
+            f"Rank {rank} waited {JOIN_PATIENCE.total_seconds():g} s for all {size} ranks at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {reason}."
+        )
+        failure.hint = (
+            "Start all machines with the same address, number of machines and ranks, and let no firewall "
+            "be between them. Then resume the run."
+        )
+        raise failure from error
+    return store
 
 
 def leave_ranks(ranks: Ranks) -> None:
