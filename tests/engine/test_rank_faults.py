@@ -102,7 +102,7 @@ def train_on_two_machines(folder: str, *run_dirs: str) -> int:
 def test_ranks_that_see_different_files_do_not_train(
     make_run: Callable[..., RunDir], synthetic_data: Path, tiny_family: Any, tmp_path: Path
 ) -> None:
-    """Each rank resolves /proc/self/cwd to a folder of its own, as machines with separate disks would."""
+    """Each rank resolves /proc/self/cwd to a separate folder, as machines with separate disks would."""
     rows = (synthetic_data / "data.jsonl").read_text()
     for rank in (0, 1):
         machine = tmp_path / str(rank)

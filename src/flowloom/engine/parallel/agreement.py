@@ -42,7 +42,7 @@ def require_same_files(config: RunConfig, ranks: Ranks) -> None:
 
 
 def seen_by_this_rank(config: RunConfig) -> Seen:
-    """What this rank sees of the files of `config`."""
+    """The files of `config`, as this rank sees them."""
     seen = {
         "run.json": hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12],
         "the list of installed packages": json.dumps(versions()),
