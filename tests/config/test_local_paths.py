@@ -43,7 +43,7 @@ def test_no_token_in_an_address_is_printed() -> None:
     [
         ["train", "config.json", "--runs-dir", BUCKET],
         ["train", BUCKET],
-        ["resume", BUCKET],
+        ["resume", "https://host/folder"],
         ["sample", BUCKET, "--prompt", "x"],
         ["sample", "x.safetensors", "--prompt", "x", "--config", BUCKET],
         ["sample", "x.safetensors", "--prompt", "x", "--lora", BUCKET],

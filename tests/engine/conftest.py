@@ -14,6 +14,7 @@ from PIL import Image
 
 from flowloom.config.run import RunConfig
 from flowloom.run.directory import RunDir
+from tests.engine.mirrored import bucket, short_leases, unmirrored  # noqa: F401 -- fixtures
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40)}
 

@@ -212,6 +212,7 @@ def test_a_run_that_is_resumed_on_other_data_says_so(
     build(str(folder), jsonl, BuildOptions(), lambda _: None)
     run_dir = make_run("run", jsonl, limits={"max_steps": 1}, training={"save_every": 1})
     run_engine(run_dir)
+    (folder / "00.txt").write_text("another caption\n")
     change_by_flags(run_dir, [("limits.max_steps", "2"), ("dataloader.jsonl_metadata_path", str(folder))])
     run_engine(run_dir)
     assert warnings_of(run_dir)[-1].startswith(f"{folder}: this run started with other data.")

@@ -19,6 +19,8 @@ DENIED = {
     "denied": (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"),
     "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"),
     "unknown key": (403, b"<Error><Code>InvalidAccessKeyId</Code></Error>"),
+    "no bucket": (404, b"<Error><Code>NoSuchBucket</Code></Error>"),
+    "full": (403, b"<Error><Code>QuotaExceeded</Code><Message>The quota is used up.</Message></Error>"),
 }
 """Further faults: what S3 answers when permissions are taken away, a session ends or a key is deleted."""
 AT_ONCE = struct.pack("ii", 1, 0)

@@ -114,24 +114,10 @@ def _train(arguments: list[str]) -> int:
     from flowloom.cli.new_run import new_run
 
     run_dir = new_run(loaded, args.name, args.runs_dir)
-    return _run(run_dir.path, loaded.secrets)
+    return run_engine_at(run_dir.path, loaded.secrets)
 
 
-def _resume(arguments: list[str]) -> int:
-    parser = command_parser("resume", "RUN_DIR [--section.key VALUE ...]")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/my-run")
-    parser.epilog = "Flags change the settings of the resumed run: --limits.max_steps 5000."
-    rest, overrides = config_flags(arguments, parser)
-    args = parser.parse_args(rest)
-
-    from flowloom.run.directory import RunDir
-    from flowloom.run.resume import change_by_flags
-
-    loaded = change_by_flags(RunDir.open(args.run_dir), overrides)
-    return _run(args.run_dir, loaded.secrets)
-
-
-def _run(path: Path, secrets: dict[str, str]) -> int:
+def run_engine_at(path: Path, secrets: dict[str, str]) -> int:
     os.environ.update(secrets)
     print(f"run        {path}", file=sys.stderr, flush=True)
 
@@ -284,7 +270,10 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     ),
     "up": ("start the studio: web pages and HTTP API", _up),
     "train": ("train from a configuration file", _train),
-    "resume": ("resume a run that was stopped or killed", _resume),
+    "resume": (
+        "resume a run from its directory or a bucket",
+        _by("cli.resume", "resume"),
+    ),
     "launch": ("start a run on a cluster (Slurm, Ray); show or stop its job", _by("cli.launch", "run")),
     "cache": ("encode a dataset into a cache; show, verify and prune the cache", _by("cli.cache", "run")),
     "sample": ("generate images from a run, a checkpoint or weights", _sample),

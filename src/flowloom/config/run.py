@@ -30,6 +30,7 @@ from flowloom.config.flow_format.sections import (
     TrainingSection,
 )
 from flowloom.config.memory_checks import memory_contradictions
+from flowloom.config.upload_sections import HubSection, MirrorSection
 from flowloom.errors import Problem
 from flowloom.json_types import is_object
 from flowloom.loggers.base import LoggerSpec
@@ -245,15 +246,6 @@ class LimitsSection(Section):
         return any((self.max_steps, self.max_epochs, self.max_minutes))
 
 
-class HubSection(Section):
-    """Upload checkpoints to the Hugging Face hub in the background."""
-
-    repo_id: str | None = None
-    """Repository, OWNER/NAME (FLOW's `hf_repo_id`); the token is HF_TOKEN. null: no upload."""
-    private: bool = True
-    """Create the repository as private."""
-
-
 class RunConfig(Section):
     """The configuration of a run."""
 
@@ -284,6 +276,7 @@ class RunConfig(Section):
     loggers: list[Logger] = []
     """Experiment trackers, in addition to `events.jsonl`."""
     hub: HubSection = HubSection()
+    mirror: MirrorSection = MirrorSection()
 
     @property
     def method_kind(self) -> Literal["full", "rotation", "keywords", "lora", "dora", "lokr"]:

@@ -59,6 +59,7 @@ IDLE: tuple[Idle, ...] = (
     Idle("objective.huber_delta", lambda c: c.objective.loss != "huber", "unless objective.loss is huber"),
     Idle("storage.cache_gib", lambda c: not c.storage.cache_dir, "without storage.cache_dir"),
     Idle("hub.private", lambda c: not c.hub.repo_id, "without hub.repo_id"),
+    Idle("mirror.bandwidth_mib mirror.seconds_to_finish", lambda c: not c.mirror.url, "without mirror.url"),
     Idle(
         "dataloader.tag_drop_percentage",
         lambda c: not c.dataloader.shuffle_tags,

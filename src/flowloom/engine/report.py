@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
-from flowloom.engine.hub_upload import HubUploads
 from flowloom.engine.position import Position
 from flowloom.engine.state import TrainState
 from flowloom.engine.step import StepMetrics
@@ -25,6 +24,18 @@ STEPS_BETWEEN_READS = 10
 """Steps whose metrics are read together on an accelerator: each reading makes the CPU wait."""
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Follower(Protocol):
+    """Acts on the events of a run in the background; no failure ends the run."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """An event was written; may emit others."""
+        ...
+
+    def close(self) -> None:
+        """The run is over; the event file is still open."""
+        ...
 
 
 class Update(NamedTuple):
@@ -46,7 +57,8 @@ class Reporter:
     def __init__(self, writer: EventWriter | None, on_event: OnEvent):
         self.writer = writer
         self.trackers: list[Tracker] = []
-        self.uploads: HubUploads | None = None
+        self.followers: list[Follower] = []
+        """Uploads; those later in the list are closed later."""
         self.on_event = on_event
         self._pending: list[tuple[dict[str, Any], StepMetrics]] = []
         self._step_seconds: float | None = None
@@ -64,8 +76,8 @@ class Reporter:
             self.on_event(event)
             for tracker in self.trackers:
                 tracker.log(event)
-            if self.uploads:
-                self.uploads.log(event)
+            for follower in self.followers:
+                follower.log(event)
 
     def step(
         self, state: TrainState, update: Update, seconds: float, waited: float, eta: float | None
@@ -114,8 +126,8 @@ class Reporter:
 
     def close(self) -> None:
         """Close the trackers and the event file."""
-        if self.uploads:
-            self.uploads.close()
+        for follower in self.followers:
+            follower.close()
         close_all(self.trackers)
         # A full or missing disk must not hide the reason why the run ended.
         with suppress(OSError):

@@ -104,11 +104,13 @@ def _about_files(paths: list[Path], run_dir: RunDir, *, is_resumed: bool) -> Ite
         str(path): _known_of(_place(path, run_dir) if path.is_dir() else path)
         for path in dict.fromkeys(paths)
     }
+    # A run that was resumed on another machine has the same data at other paths.
+    by_digest = {rows["digest"]: rows for rows in known.values()}
     for path, now in found.items():
-        before = known.get(path, now)
-        if known and path not in known:
+        before = known.get(path) or by_digest.get(now["digest"])
+        if known and before is None:
             yield f"{path}: this run started with other data. The order of samples changes from here on."
-        elif before["digest"] != now["digest"]:
+        elif before and before["digest"] != now["digest"]:
             yield _difference(path, before, now)
         elif (fresh := freshness(Path(path))) and fresh.is_outdated:
             yield fresh.message(Path(path))

@@ -9,6 +9,7 @@ from flowloom.config.secrets import usable_secrets
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Components, build
 from flowloom.engine.hub_upload import HubUploads
+from flowloom.engine.mirror_upload import MirrorUploads
 from flowloom.engine.parallel.agreement import require_same_files
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.report import OnEvent, Reporter
@@ -30,6 +31,7 @@ class Session:
     ):
         self.run_dir, self.config, self.ranks, self.signals = run_dir, config, ranks, signals
         self.reporter = _reporter(run_dir, config, ranks, on_event)
+        self.mirror = _mirror(run_dir, config, self.reporter, signals)
         self.reporter.shield = signals.shielded
         self.trainer: Trainer | None = None
 
@@ -41,6 +43,8 @@ class Session:
         """
         reporter = self.reporter
         with self.signals.interruptible(at_once=True):
+            if self.mirror:
+                self.mirror.start()
             reporter.emit("phase", name="loading")
             components = self._load()
         try:
@@ -94,8 +98,19 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
     for spec in config.loggers:
         reporter.trackers.append(Tracker(spec, spec.kind, run_dir.path, public, reporter.emit))
     if config.hub.repo_id:
-        reporter.uploads = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.emit)
+        uploads = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.emit)
+        reporter.followers.append(uploads)
     return reporter
+
+
+def _mirror(
+    run_dir: RunDir, config: RunConfig, reporter: Reporter, signals: StopSignals
+) -> MirrorUploads | None:
+    if reporter.writer is None or config.mirror.url is None:
+        return None
+    mirror = MirrorUploads(run_dir, config, reporter.emit, lambda: signals.seconds_since_request)
+    reporter.followers.append(mirror)
+    return mirror
 
 
 def _metadata(components: Components) -> dict[str, str]:

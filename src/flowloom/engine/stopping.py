@@ -105,6 +105,11 @@ class StopSignals:
         self._is_committed = True
         yield
 
+    @property
+    def seconds_since_request(self) -> float | None:
+        """Time since the last signal; None without one."""
+        return time.monotonic() - self._asked_at if self.is_wished else None
+
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._asked_at < ECHO_S:

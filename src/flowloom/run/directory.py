@@ -7,6 +7,7 @@
     checkpoints/step_00000100/    weights, and state/ for exact resume
     control/                      touch `stop`, `checkpoint` or `sample` here: done at the next step
     pid.json                      the running process, which holds a lock on it
+    mirror.json                   the copy in a bucket, if there is one (run/mirror)
 
 Files that take time to write are written as `*.tmp` and renamed, so that a file is complete or absent.
 """

@@ -119,7 +119,7 @@ class Removed(Header):
 
 
 class Uploaded(Header):
-    """A checkpoint was uploaded to the hub, at `url`."""
+    """A checkpoint was uploaded to the hub or to the mirror, at `url`."""
 
     kind: Literal["uploaded"]
     step: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -16,7 +18,7 @@ from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, shown
 from flowloom.storage.egress import Egress
 from flowloom.storage.egress_proxy import REFUSED, UNREACHED
-from flowloom.storage.remote import PAGE, Remote, Request, Response
+from flowloom.storage.remote import PAGE, Remote, Request, Response, event_loop
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 NO_RETRIES: RetryConfig = {"max_retries": 0}
 """CircuitBreaker retries, because it tracks the state of the store."""
+PART_RETRIES: RetryConfig = {"max_retries": 6}
+"""Within an upload in parts, so that a fault repeats one part and not the whole file."""
+MOST_PARTS = 9_000
+"""S3 allows 10,000 parts of an object."""
 LONGEST_TRANSFER = timedelta(hours=1)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -37,6 +43,10 @@ _KEYS_AT_FAULT = {
 }
 """Error codes of S3, Google (the same) and Azure about the keys or their account, not about one object."""
 _BUSY = {"429", "503"}
+_NO_ROOM = re.compile("quota|insufficientstorage|storagefull|diskfull", re.IGNORECASE)
+"""In error codes of stores without room: QuotaExceeded of Ceph, XMinioStorageFull and others."""
+PART_BYTES = 2**23
+"""Size of a piece of an upload."""
 
 
 def client_options(
@@ -101,7 +111,7 @@ class Objects(Remote):
     def __init__(
         self,
         root: str,
-        connect: Callable[[], ObjectStore],
+        connect: Callable[..., ObjectStore],
         storage: StorageSection,
         on_state: OnState,
         egress: Egress | None = None,
@@ -159,6 +169,10 @@ class Objects(Remote):
     async def _ping_listing(self) -> None:
         await anext(self._pages("", None), None)
 
+    def renew_keys(self) -> None:
+        """Read the keys again, after a denial that the caller does not wait out."""
+        self._renew_keys()
+
     def _renew_keys(self) -> None:
         from obstore.exceptions import BaseError
 
@@ -191,6 +205,44 @@ class Objects(Remote):
     async def _remove(self, name: str) -> None:
         with self._translated(name):
             await self.store.delete_async(name)
+
+    def start_upload(self, name: str, pieces: AsyncIterator[bytes], size: int) -> Future[None]:
+        """Begin to write an object of `size` bytes from `pieces`, with at most three of them in memory.
+
+        The object appears when it is complete. An error of `pieces` aborts the upload and is raised by the
+        result, as are the errors of `Source`; the caller begins again with the first piece.
+        """
+        return asyncio.run_coroutine_threadsafe(self._upload(name, pieces, size), event_loop())
+
+    async def _upload(self, name: str, pieces: AsyncIterator[bytes], size: int) -> None:
+        part = max(PART_BYTES, -(-size // MOST_PARTS))
+        with self._translated(name):
+            store = self._connect(retry_config=PART_RETRIES)
+            await store.put_async(name, pieces, chunk_size=part, max_concurrency=2)
+
+    def write_if(self, name: str, content: bytes, etag: str | None) -> str | None:
+        """Write an object only if its present etag is `etag`; None: only if it does not exist.
+
+        Returns the new etag, or None if another client wrote it in between.
+        """
+        return self._with_retries(lambda: self._put_if(name, content, etag), name)
+
+    async def _put_if(self, name: str, content: bytes, etag: str | None) -> str | None:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            with self._translated(name):
+                try:
+                    made = await self.store.put_async(
+                        name, content, mode={"e_tag": etag} if etag else "create"
+                    )
+                except (AlreadyExistsError, PreconditionError):
+                    return None
+        except NotFound:
+            if etag is None:
+                raise
+            return None  # the object with this etag is gone
+        return made["e_tag"]
 
     @contextmanager
     def _translated(self, name: str) -> Generator[None]:
@@ -235,6 +287,8 @@ def translated(error: Exception, where: str) -> SourceError:
     if isinstance(error, FileNotFoundError):
         bucket = "the bucket does not exist." if code == "NoSuchBucket" else "no such object."
         return NotFound(f"{where}: {bucket}")
+    if _NO_ROOM.search(code) or status == "507":
+        return Unavailable(f"{where}: the bucket is full ({said}). Delete objects in it, or raise its quota.")
     is_refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
     if is_refused or code in _KEYS_AT_FAULT or status in ("401", "403"):
         hint = "Check the keys in the environment or the profile, or set storage.anonymous."

@@ -5166,7 +5166,7 @@ export interface components {
         };
         /**
          * Uploaded
-         * @description A checkpoint was uploaded to the hub, at `url`.
+         * @description A checkpoint was uploaded to the hub or to the mirror, at `url`.
          */
         Uploaded: {
             /**

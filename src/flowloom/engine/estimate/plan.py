@@ -291,6 +291,8 @@ def _result_rows(config: RunConfig) -> Rows:
         rows.append(("trackers", ", ".join(logger.kind for logger in config.loggers)))
     if config.hub.repo_id:
         rows.append(("hub", config.hub.repo_id))
+    if config.mirror.url:
+        rows.append(("mirror", config.mirror.url))
     return rows
 
 
