@@ -58,6 +58,7 @@ def _measured() -> Measured:
         is_equal = _both_equal(run_dir, saves, waiting_saves)
         delays: dict[bool, list[float]] = {True: [], False: []}
         copies: list[float] = []
+        usual = 0.0
         for _ in range(ROUNDS):
             usual = statistics.median(_seconds(step) for _ in range(3))
             for in_background in (True, False):

@@ -63,6 +63,13 @@ def final_tensors(run_dir: RunDir) -> dict[str, torch.Tensor]:
     checkpoint = run_dir.latest_checkpoint()
     assert checkpoint is not None
     assert checkpoint.name == f"step_{STEPS:08d}"
+    return tensors_of(run_dir)
+
+
+def tensors_of(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    """Every tensor in the safetensors files of the newest checkpoint."""
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint is not None
     tensors = {}
     for path in sorted(checkpoint.rglob("*.safetensors")):
         tensors |= {f"{path.name}:{name}": tensor for name, tensor in open_weights(path).items()}
