@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flowloom.cli.cache import run as run_cache
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
@@ -100,6 +101,24 @@ def test_two_ranks_fill_what_one_does(make_config: Callable[..., RunConfig], tmp
     assert min(part.images for part in parts) > 5
     assert fill(config).captions == 0
     assert stats(config).twice == 0
+
+
+@pytest.mark.slow
+def test_processes_fill_what_one_does(
+    make_config: Callable[..., RunConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(cache=on_disk(tmp_path / "cache"))
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    dtype = ["--cache.dtype", "bf16"]
+    assert run_cache(["fill", str(path), "--processes", "2", *dtype]) == 0
+    said = capfd.readouterr().out
+    assert "(share 1 of 2)" in said
+    assert "(share 2 of 2)" in said
+    halved = config.model_copy(update={"cache": config.cache.model_copy(update={"dtype": "bf16"})})
+    filled = fill(halved)
+    assert (filled.images, filled.captions) == (0, 0)
+    assert stats(halved).twice == 0
 
 
 def test_pruning_keeps_what_the_configurations_use(

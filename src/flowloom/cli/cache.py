@@ -31,7 +31,8 @@ def run(arguments: list[str]) -> int:
     from flowloom.config.flags import split_flags
 
     parser = _parser(action)
-    rest, overrides = split_flags(arguments[1:] if arguments[:1] == [action] else arguments, ["-h", "--help"])
+    given = arguments[1:] if arguments[:1] == [action] else arguments
+    rest, overrides = split_flags(given, ["-h", "--help", "--processes"])
     args = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
@@ -39,6 +40,8 @@ def run(arguments: list[str]) -> int:
     configs = [read_config(path, overrides).config for path in args.config]
     if action == "prune":
         return _prune(configs)
+    if action == "fill" and args.processes > 1:
+        return _fill_in_processes(args.config[0], overrides, args.processes)
     actions: dict[str, Callable[[RunConfig], int]] = {"fill": _fill, "stats": _stats, "verify": _verify}
     return actions[action](configs[0])
 
@@ -58,7 +61,47 @@ def _parser(action: str) -> argparse.ArgumentParser:
     count: Any = "+" if action == "prune" else 1
     config = "as for `flowloom train`"
     parser.add_argument("config", type=Path, metavar="CONFIG.json", nargs=count, help=config)
+    if action == "fill":
+        about = "encode with N processes, one for each GPU; each encodes its share. Default: 1"
+        parser.add_argument("--processes", type=_count, metavar="N", default=1, help=about)
     return with_local_paths(parser)
+
+
+def _count(text: str) -> int:
+    """A number of processes, for argparse.
+
+    Raises:
+        ValueError: it is not at least 1.
+    """
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _fill_in_processes(path: Path, overrides: list[tuple[str, str]], num_processes: int) -> int:
+    """Fill the cache with so many processes; 0 if each of them completed its share."""
+    import subprocess
+
+    flags = [part for key, text in overrides for part in (f"--{key}", text)]
+    command = [sys.executable, "-m", "flowloom.cli.main", "cache", "fill", str(path), *flags]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "WORLD_SIZE": str(num_processes), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num_processes)
+    ]
+    statuses = [process.wait() for process in started]
+    for rank, status in enumerate(statuses):
+        if status:
+            reason = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
+            print(f"flowloom: process {rank} of {num_processes} {reason}.", file=sys.stderr)
+    if not any(statuses):
+        return OK
+    print(
+        "flowloom: run the same command again: it encodes only the entries that are missing.", file=sys.stderr
+    )
+    return WRONG
 
 
 def _fill(config: RunConfig) -> int:
@@ -66,8 +109,11 @@ def _fill(config: RunConfig) -> int:
 
     # Set by torchrun: each of several processes fills its share.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    filled = fill(config, _progress, rank=rank, world_size=world_size)
-    print(f"cached     {filled.images:,} images, {filled.captions:,} captions in {config.cache.dir}")
+    # The first process shows the progress for all.
+    show = _progress if rank == 0 else lambda _unit, _done, _total: None
+    filled = fill(config, show, rank=rank, world_size=world_size)
+    share = f" (share {rank + 1} of {world_size})" if world_size > 1 else ""
+    print(f"cached     {filled.images:,} images, {filled.captions:,} captions in {config.cache.dir}{share}")
     if filled.seconds:
         stage, share = filled.slowest
         total = sum(filled.seconds.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,8 @@ def fill(
     """
     _require_disk(config)
     device = choose_device(config.parallel.device)
+    if device.type == "cuda" and world_size > 1:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
     dataset = load_dataset(config)
