@@ -31,8 +31,14 @@ class MemorySection(Section):
 
 
 class ParallelSection(Section):
-    """Device and data type."""
+    """Devices and data types."""
 
+    strategy: Annotated[Literal["auto", "ranks", "fsdp"], SIMPLE] = "auto"
+    """Several devices. ranks: each has the whole network. fsdp: weights, gradients, optimizer states and
+    averages are sharded over them. auto: ranks if the run fits one device, otherwise fsdp."""
+    shard_ranks: Count = 0
+    """fsdp: number of ranks that share one copy of the weights, such as the devices of a node; every group of
+    as many has a copy. 0: all ranks."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: CUDA, MPS or CPU, the first that is available."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

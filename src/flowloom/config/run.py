@@ -30,6 +30,7 @@ from flowloom.config.flow_format.sections import (
     TrainingSection,
 )
 from flowloom.config.memory_checks import memory_contradictions
+from flowloom.config.sharding import sharding_contradictions
 from flowloom.config.upload_sections import HubSection, MirrorSection
 from flowloom.errors import Problem
 from flowloom.json_types import is_object
@@ -317,6 +318,7 @@ class RunConfig(Section):
             *self._other_contradictions(),
             *memory_contradictions(self),
             *self._data_contradictions(),
+            *sharding_contradictions(self),
         ]
         if problems:
             text = "; ".join(str(problem) for problem in problems)

@@ -105,8 +105,7 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     dataset = load_dataset(config)
     images = ImageSource(config.storage, on_state)
     encoders = load_encoders(config.model, config, device, dataset, images)
-    path, attach = config.model.network_path, partial(_attach_adapter, config)
-    network = Network(*load_network(config, path, device, precision.compute, attach))
+    network = load_for_training(config, ranks, precision)
     state = TrainState(config, network, _objective(config, encoders, device), precision, ranks)
     _fit_to_memory(config, state)
     return Components(
@@ -115,7 +114,9 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
         loader=_training_loader(config, dataset, encoders, ranks, images),
         validation=_validation_loader(config, dataset, encoders, images),
         images=images,
-        sample_generator=SampleGenerator(network.model, encoders, precision, config.model.use_x0),
+        sample_generator=SampleGenerator(
+            network.model, encoders, precision, config.model.use_x0, state.sharers
+        ),
     )
 
 
@@ -130,6 +131,20 @@ def _refuse_offloads(config: RunConfig, device: torch.device, ranks: Ranks) -> N
             "false."
         )
         raise ConfigError("the configuration", [Problem("memory.fused_backward", message)])
+
+
+def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision) -> Network:
+    """The network with its adapter if it trains one: whole, streamed, or sharded over the ranks."""
+    attach = partial(_attach_adapter, config)
+    if config.parallel.strategy != "fsdp" or ranks.size == 1:
+        path = config.model.network_path
+        return Network(*load_network(config, path, precision.device, precision.compute, attach))
+    from flowloom.engine.parallel.fsdp import shard_network
+
+    model, adapter, shards = shard_network(config, ranks, precision, attach)
+    if adapter:
+        adapter.find_parameters()  # sharded ones are in the place of those that it was made with
+    return Network(model, adapter, shards=shards)
 
 
 def load_network(
@@ -182,7 +197,7 @@ def _on(device: torch.device, text: Conditioning) -> Conditioning:
 
 
 def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
-    trained_bytes = sum(weight.nbytes for weight in state.trained.values())
+    trained_bytes = sum(state.parts[name].nbytes for name in state.trained)
     family = family_for(config.model)
     sizes = family.sizes(config.model.network_path)
     device, itemsize = state.precision.device, state.precision.compute.itemsize

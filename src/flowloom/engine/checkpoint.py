@@ -120,20 +120,25 @@ def _misnamed(folder: Path, step: int) -> CheckpointError:
 def _load(folder: Path, state: TrainState) -> None:
     inner = folder / "state"
     recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
-    optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
+    # By mmap: a rank that shares the weights keeps a part of these states.
+    mmap = state.shards is not None
+    optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap)
     # Checkpoints of earlier versions call it "turn".
     rotation = recorded.pop("rotation" if "rotation" in recorded else "turn")
-    state.parked = optimizer["parked"]
+    state.parked = {name: state.part_of(name, kept) for name, kept in optimizer["parked"].items()}
     state.position = Position(**recorded)
     if state.ema:
         # Without a file the average starts from the checkpoint's weights, not from the base's.
         known: Mapping[str, Tensor] = open_weights(inner / EMA) if (inner / EMA).exists() else {}
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
-        state.ema.shadow = {name: place(t, device, torch.float32) for name, t in known.items()}
+        state.ema.shadow = {
+            name: place(state.part_of(name, t), device, torch.float32) for name, t in known.items()
+        }
     _load_weights(folder, state)
     # Not rotation_at(step): a checkpoint between two rotations still holds the optimizer of the first.
     state.start_rotation(rotation)
-    state.load_optimizer_states(optimizer["optimizer"])
+    kept = {name: state.part_of(name, value) for name, value in optimizer["optimizer"].items()}
+    state.load_optimizer_states(kept)
 
 
 def _load_weights(folder: Path, state: TrainState) -> None:
@@ -145,10 +150,14 @@ def _load_weights(folder: Path, state: TrainState) -> None:
         tensors |= dict(open_weights(precise).items())
     if state.host:
         state.host.restore({} if state.adapter else tensors)
-    if state.adapter:
+    if state.adapter and not state.shards:
         state.adapter.load_state_dict(tensors)
         return
     state.release()
+    if state.shards:
+        for name, part in state.parts.items():
+            part.data.copy_(state.part_of(name, tensors[name]))
+        return
     # With copies on the host, the device need not have room for the finer values.
     coarse = torch.promote_types(state.precision.compute, state.precision.trained) if state.host else None
     for name, weight in state.weights.items():

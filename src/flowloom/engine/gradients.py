@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flowloom.engine.state import TrainState
@@ -34,8 +34,18 @@ class GradientWatch:
         }
         # Hooks that run before any that take the gradient from the weight.
         self._hooks: list[RemovableHandle] = [
-            weight.register_hook(partial(self._see, name)) for name, weight in state.trained.items()
+            self._watch(name, weight) for name, weight in state.trained.items()
         ]
+
+    def _watch(self, name: str, weight: nn.Parameter) -> RemovableHandle:
+        if not self._state.shards:
+            return weight.register_hook(partial(self._see, name))
+
+        def see_part(weight: Tensor) -> None:
+            if weight.grad is not None:
+                self._see(name, self._state.part(weight.grad))
+
+        return weight.register_post_accumulate_grad_hook(see_part)
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
         if self._state.rotation == self._rotation:
@@ -43,8 +53,11 @@ class GradientWatch:
 
     def after_step(self, *, is_last: bool = False) -> Finding | None:
         """The warning after the first steps; None before, and if there is nothing to report."""
-        self._num_steps += not is_last
-        if not self._hooks or not self._num_steps or (self._num_steps < WATCHED_STEPS and not is_last):
+        # A run that resumes between two rotations trains other weights from its first step.
+        is_watched = self._state.rotation == self._rotation
+        self._num_steps += is_watched and not is_last
+        is_early = self._num_steps < WATCHED_STEPS and is_watched and not is_last
+        if not self._hooks or not self._num_steps or is_early:
             return None
         for hook in self._hooks:
             hook.remove()
@@ -58,7 +71,7 @@ class GradientWatch:
 
     def _finding(self, missing: list[str]) -> Finding:
         steps = "the first step" if self._num_steps == 1 else f"the first {self._num_steps} steps"
-        if has_zero_last_layer(self._state.model):
+        if has_zero_last_layer(self._state):
             model = self._state.config.model
             return Finding(
                 f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps}: the "
@@ -79,11 +92,13 @@ class GradientWatch:
         )
 
 
-def has_zero_last_layer(model: nn.Module) -> bool:
+def has_zero_last_layer(state: TrainState) -> bool:
     """True if the layer that makes the velocity is all zeros: nothing before it gets a gradient."""
-    family = family_of(model)
+    model, family = state.model, family_of(state.model)
     layer = family.last_layer
     if family.names.has_diffusers_layers:
         (layer,) = family.names.to_diffusers(layer)
     names = {f"{layer}.weight", f"{layer}.base_layer.weight"}  # the second: within an adapter
-    return any(not weight.any() for name, weight in model.named_parameters() if name in names)
+    return any(
+        not state.joined(weight.detach()).any() for name, weight in model.named_parameters() if name in names
+    )

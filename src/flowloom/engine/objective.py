@@ -58,6 +58,23 @@ class LatentBatch:
             token_weight=None if self.token_weight is None else self.token_weight[cut],
         )
 
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
+        """The batch with `change` of each tensor in its place."""
+        return replace(
+            self,
+            latents=change(self.latents),
+            noise=change(self.noise),
+            noise_level=change(self.noise_level),
+            texts=[{name: change(tensor) for name, tensor in text.items()} for text in self.texts],
+            is_captioned=change(self.is_captioned),
+            loss_weight=change(self.loss_weight),
+            token_weight=None if self.token_weight is None else change(self.token_weight),
+        )
+
+    def to(self, device: torch.device) -> LatentBatch:
+        """The batch on `device`."""
+        return self.with_each(lambda tensor: tensor.to(device))
+
     def split(self, size: int) -> Iterator[LatentBatch]:
         """Micro-batches of `size` samples, the last one shorter."""
         for start in range(0, len(self), size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from flowloom.config.run import InferenceSection, RunConfig
 from flowloom.engine.encode import Encoders
+from flowloom.engine.parallel.ranks import ALONE, Ranks
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision, TrainState
 from flowloom.files import write_json
@@ -49,6 +51,8 @@ class SampleGenerator:
     encoders: Encoders
     precision: Precision
     predicts_x0: bool = False
+    sharers: Ranks = ALONE
+    """The ranks that share the network's weights and generate together; the first one gets the images."""
 
     @torch.no_grad()
     def generate(
@@ -59,14 +63,11 @@ class SampleGenerator:
         The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
         is shifted towards noise for larger images.
         """
-        family, codec = family_of(self.model), self.encoders.autoencoder
-        pixels = codec.factor * family.patch
-        grid = params.height // pixels * family.patch, params.width // pixels * family.patch
-        tokens, width = grid[0] * grid[1] // family.patch**2, codec.channels * family.patch**2
-        noises = [torch.randn(tokens, width, generator=generator(seed, "picture")) for seed in seeds]
-        x = torch.stack(noises).to(self.precision.device)
-        levels = family.schedule(self.model, params.steps, tokens)
-        plain, with_cfg = self._velocities(prompts, grid, params)
+        family = family_of(self.model)
+        x, texts, grid = self.sharers.from_first(lambda: self._start(prompts, seeds, params))
+        x = x.to(self.precision.device)
+        levels = family.schedule(self.model, params.steps, x.shape[1])
+        plain, with_cfg = self._velocities(texts, grid, params)
         is_plain = [not uses_cfg(i, params.cfg, params.first_n_steps_wo_cfg) for i in range(params.steps)]
         start, sampler = sum(is_plain), SAMPLERS[params.sampler]
         with self.precision.autocast():
@@ -74,15 +75,30 @@ class SampleGenerator:
             # without it, and the other way round.
             x = sampler(plain, x, levels[: start + 1])
             x = sampler(with_cfg, x, levels[start:])
+        if not self.sharers.is_first:
+            return []
         return [self._decode(family.unpack(tokens, grid)) for tokens in torch.split(x, 1)]
 
-    def _velocities(self, prompts: Sequence[str], grid: Grid, params: SamplingParams) -> tuple[Model, Model]:
-        """The velocity field of `prompts`, without guidance and with it."""
-        device, family = self.precision.device, family_of(self.model)
+    def _start(
+        self, prompts: Sequence[str], seeds: Sequence[int], params: SamplingParams
+    ) -> tuple[Tensor, list[Conditioning], Grid]:
+        """Noise, texts with the negative one last, and grid; on the CPU."""
+        family, codec = family_of(self.model), self.encoders.autoencoder
+        pixels = codec.factor * family.patch
+        grid = params.height // pixels * family.patch, params.width // pixels * family.patch
+        tokens, width = grid[0] * grid[1] // family.patch**2, codec.channels * family.patch**2
+        noises = [torch.randn(tokens, width, generator=generator(seed, "picture")) for seed in seeds]
         texts = self.encoders.prompts([*prompts, params.negative], params.max_tokens)
+        return torch.stack(noises), texts, grid
+
+    def _velocities(
+        self, texts: Sequence[Conditioning], grid: Grid, params: SamplingParams
+    ) -> tuple[Model, Model]:
+        """The velocity field of all texts but the last, the negative one, without guidance and with it."""
+        device, family = self.precision.device, family_of(self.model)
         *positive, empty = ({name: tensor.to(device) for name, tensor in text.items()} for text in texts)
-        negative = [empty] * len(prompts)
-        guidance = torch.full((len(prompts),), params.guidance or family.defaults.guidance, device=device)
+        negative = [empty] * len(positive)
+        guidance = torch.full((len(positive),), params.guidance or family.defaults.guidance, device=device)
 
         def one_pass(x: Tensor, level: float, texts: Sequence[Conditioning]) -> Tensor:
             noise_level = torch.full((len(x),), level, device=device)
@@ -133,32 +149,39 @@ def generate_previews(
 ) -> Path:
     """Generate the previews of `sections` into the sample folder of the current step; return the folder.
 
-    Each image's seed depends only on its position, so that steps can be compared.
+    Each image's seed depends only on its position, so that steps can be compared. Ranks that share
+    the network call this together; the first one writes.
     """
     final = run_dir.samples_dir(state.position.step)
     partial = final.with_name(f"{final.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    caption = state.sharers.from_first(lambda: batch_caption)
+    if state.ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     records: list[dict[str, Any]] = []
     with averaged(state), sample_generator.encoders.borrowed():
         for section in sections:
             prompts = [*section.prompts]
-            if batch_caption is not None and state.config.preview.batch_caption:
-                prompts.append(batch_caption)
+            if caption is not None and state.config.preview.batch_caption:
+                prompts.append(caption)
             is_from_batch = [*[False] * len(section.prompts), True][: len(prompts)]
             params = sampling_params(section, state.config.preview.sampler)
             seeds = [state.config.training.master_seed + i for i in range(len(prompts))]
             images = generate_in_batches(
                 sample_generator, prompts, seeds, params, state.config.preview.max_batch
             )
+            if not state.ranks.is_first:
+                deque(images, maxlen=0)
+                continue
             for image, prompt, seed, mark in zip(images, prompts, seeds, is_from_batch, strict=True):
                 name = f"{len(records):02d}.{state.config.preview.format}"
                 image.save(partial / name)
                 record = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
                 records.append(record | asdict(params))
-    write_json(partial / "samples.json", records)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    if state.ranks.is_first:
+        write_json(partial / "samples.json", records)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
     return final
 
 

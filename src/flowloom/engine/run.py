@@ -12,6 +12,7 @@ from flowloom.engine.hub_upload import HubUploads
 from flowloom.engine.mirror_upload import MirrorUploads
 from flowloom.engine.parallel.agreement import require_same_files
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.parallel.strategy import with_strategy
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
 from flowloom.engine.stopping import StopSignals
@@ -63,6 +64,7 @@ class Session:
 
         config = keep_rows(self.config, self.run_dir, self.ranks, warn)
         require_same_files(config, self.ranks)
+        config = with_strategy(config, self.ranks)
         components = build(config, self.ranks, warn)
         state = components.state
         if latest:

@@ -44,12 +44,15 @@ class Saves:
         self.wait()
         if position.step == self._saved_step:
             return
-        if not self.state.ranks.is_first:
+        takes_part = self.state.runs_network
+        buffers = self._buffers if in_background else None
+        snapshot = take_snapshot(self.state, self.metadata, buffers) if takes_part else None
+        if snapshot is None or not self.state.ranks.is_first:
             self._saved_step = position.step
         elif in_background:
-            self._writing = self._start(take_snapshot(self.state, self.metadata, self._buffers))
+            self._writing = self._start(snapshot)
         else:
-            self._write(take_snapshot(self.state, self.metadata))
+            self._write(snapshot)
         if not in_background:
             self.state.ranks.wait()
 

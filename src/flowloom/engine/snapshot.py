@@ -16,6 +16,7 @@ from flowloom.engine.finite import Numbers
 from flowloom.engine.offload.copies import page_locked
 from flowloom.engine.state import TrainState
 from flowloom.json_types import is_object
+from flowloom.models.adapters.adapter import Adapter
 from flowloom.models.adapters.formats import adapter_content
 from flowloom.models.weight_files import Entry
 from flowloom.models.weights import Weights
@@ -90,12 +91,17 @@ def take_snapshot(
 ) -> Snapshot:
     """The snapshot of `state` between two steps.
 
+    Where ranks share the weights, all of them call this together. The first one gets the whole, in host
+    memory, and the others a snapshot without content.
+
     Args:
         metadata: of the exported files.
         buffers: for a copy of all that training changes. Without them the snapshot is the live state.
     """
-    numbers = numbers_of(state, buffers.copied if buffers else _same)
-    if buffers:
+    numbers = numbers_of(state, buffers.copied if buffers and not state.shards else _same)
+    if state.shards:
+        numbers = _joined(state, numbers)
+    elif buffers:
         buffers.finish(state.precision.device)
     compute = state.precision.compute
     return Snapshot(
@@ -112,10 +118,17 @@ def _same(_key: str, value: Any) -> Any:
 
 
 def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Numbers:
-    """Every number of a checkpoint of `state`; what training changes is passed through `keep`, with a key."""
+    """Every number of a checkpoint of `state`; what training changes is passed through `keep`, with a key.
+
+    Where ranks share the weights, this rank's part.
+    """
     state.release()
     shadow: dict[str, Tensor] = state.ema.shadow if state.ema else {}
-    source: Mapping[str, Tensor] = state.adapter.state_dict() if state.adapter else state.model.state_dict()
+    source: Mapping[str, Tensor]
+    if state.shards:
+        source = state.parts
+    else:
+        source = state.adapter.state_dict() if state.adapter else state.model.state_dict()
     if state.host and not state.adapter:
         source = {**source, **{name: weight.detach() for name, weight in state.host.copies.items()}}
     # A rotation writes the weights that it trains to the memory that they are streamed from.
@@ -134,19 +147,50 @@ def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Nu
     )
 
 
+def _joined(state: TrainState, parts: Numbers) -> Numbers:
+    """The parts of all ranks on the first one, joined tensor by tensor; nothing on the others."""
+
+    def joined(name: str, value: Any) -> Any:
+        if is_object(value):
+            return {key: joined(name, inner) for key, inner in value.items()}
+        return state.whole(state.weights[name], value) if isinstance(value, Tensor) else value
+
+    def all_joined(values: Mapping[str, Any]) -> dict[str, Any]:
+        pairs = ((name, joined(name, value)) for name, value in values.items())
+        return {name: value for name, value in pairs if state.ranks.is_first}
+
+    return Numbers(*(all_joined(values) for values in parts))
+
+
 def _exports(state: TrainState, numbers: Numbers, metadata: dict[str, str]) -> dict[str, Export]:
-    if adapter := state.adapter:
-        # A DoRA's conversion reads the base, which may be streamed: now, not while the next step runs.
-        export = partial(
-            adapter_content, "comfy", meta=adapter.metadata, said=metadata, base=adapter.base_weight
-        )
-        exports = {ADAPTER: Export(*export(numbers.weights))}
-        return exports | ({EMA_ADAPTER: Export(*export(numbers.average))} if state.ema else {})
+    if state.adapter:
+        return _adapter_exports(state, state.adapter, numbers, metadata)
     compute = state.precision.compute
     exports = {MODEL: Export(_cast(numbers.weights, compute), metadata)}
     if state.ema:
         averaged = {**numbers.weights, **numbers.average}
         exports[EMA_MODEL] = Export(_cast(averaged, compute), metadata)
+    return exports
+
+
+def _adapter_exports(
+    state: TrainState, adapter: Adapter, numbers: Numbers, metadata: dict[str, str]
+) -> dict[str, Export]:
+    # A DoRA's conversion reads the base, which may be streamed or sharded: now, not while the next step runs.
+    def base(name: str) -> Tensor:
+        state.sharers.from_first(lambda: name)
+        return state.joined(adapter.base_weight(name))
+
+    if not state.ranks.is_first:
+        # Help the first rank to read the layers that it needs.
+        while name := state.sharers.from_first(lambda: ""):
+            state.joined(adapter.base_weight(name))
+        return {}
+    export = partial(adapter_content, "comfy", meta=adapter.metadata, said=metadata, base=base)
+    exports = {ADAPTER: Export(*export(numbers.weights))}
+    if state.ema:
+        exports[EMA_ADAPTER] = Export(*export(numbers.average))
+    state.sharers.from_first(lambda: "")
     return exports
 
 

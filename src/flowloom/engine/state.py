@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,14 @@ from flowloom.engine.offload.host_gradients import HostGradients, HostSetup
 from flowloom.engine.offload.host_weights import HostWeights
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.parallel.gradients import Gradients, LocalGradients, gradients_of
-from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.parallel.ranks import ALONE, Ranks
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.json_types import is_object
 from flowloom.models.adapters.adapter import Adapter
+
+if TYPE_CHECKING:
+    from flowloom.engine.parallel.fsdp import Shards
 
 
 class Precision(NamedTuple):
@@ -49,6 +52,8 @@ class Network(NamedTuple):
     """The adapter that is trained in place of the model's weights."""
     streamer: BlockStreamer | None = None
     """Holds weights in host memory."""
+    shards: Shards | None = None
+    """Set if the weights are sharded over the ranks."""
 
 
 class TrainState:
@@ -63,10 +68,12 @@ class TrainState:
         ranks: Ranks,
     ):
         self.config = config
-        self.model, self.adapter, self.streamer = network
+        self.model, self.adapter, self.streamer, self.shards = network
         self.objective = objective
         self.precision = precision
         self.ranks = ranks
+        self.sharers = ranks if self.shards else ALONE
+        """The ranks that share the network's weights, and make each pass through it together."""
         self.position = Position()
         on_host = config.optimizer.device == "cpu"
         keeps_average_on_cpu = on_host or config.ema.device == "cpu"
@@ -75,6 +82,8 @@ class TrainState:
             self.adapter.parameters if self.adapter else dict(self.model.named_parameters())
         )
         """Every weight that may ever be trained, by the checkpoint's name."""
+        self.parts = self.shards.parts(self.weights) if self.shards else self.weights
+        """This rank's part of each weight: what the optimizer and the average change."""
         self.parked: dict[str, dict[str, Any]] = {}
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
         self.rotation = -1
@@ -96,23 +105,50 @@ class TrainState:
     @property
     def exact_weights(self) -> dict[str, nn.Parameter]:
         """Every weight that may ever be trained, in the precision of its update."""
-        return {**self.weights, **(self.host.copies if self.host else {})}
+        return {**self.parts, **(self.host.copies if self.host else {})}
 
     @contextmanager
     def averaged(self) -> Generator[None]:
         """Put the averaged weights in place of the trained ones, within a `with` block."""
         assert self.ema
         self.release()
-        with self.ema.swapped_in(self.weights):
+        with self.ema.swapped_in(self.parts):
             try:
                 yield
             finally:
                 self.release()
 
+    @property
+    def runs_network(self) -> bool:
+        """True if this rank takes part when the network runs outside of training."""
+        return self.ranks.is_first or self.shards is not None
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """This rank's part of a weight or its gradient; all of it where the network is not sharded."""
+        return self.shards.local(tensor) if self.shards else tensor
+
+    def whole(self, weight: nn.Parameter, part: Tensor) -> Tensor:
+        """The whole of `part`, which has the shape of this rank's part of `weight`; by all ranks at once."""
+        return self.shards.whole(weight, part) if self.shards else part
+
+    def joined(self, tensor: Tensor) -> Tensor:
+        """The whole of a weight, by all ranks at once."""
+        return self.shards.joined(tensor) if self.shards else tensor
+
+    def part_of(self, name: str, value: Any) -> Any:
+        """This rank's part of an average or of an optimizer's state, nested or not, of the weight `name`."""
+        if self.shards is None:
+            return value
+        if is_object(value):
+            return {key: self.part_of(name, inner) for key, inner in value.items()}
+        return self.shards.part_of(self.weights[name], value) if isinstance(value, Tensor) else value
+
     def release(self) -> None:
-        """Let every weight be writable: none refers to a buffer that streaming overwrites."""
+        """Let every weight be writable: none refers to a buffer that streaming overwrites, or is gathered."""
         if self.streamer:
             self.streamer.release()
+        if self.shards:
+            self.shards.reshard()
 
     @contextmanager
     def updating(self) -> Generator[None]:
@@ -176,17 +212,27 @@ class TrainState:
             weight.requires_grad_(is_trained)
             weight.grad = None
             if not self.adapter and (self.host or name not in kept):
-                weight.data = weight.data.to(wanted, copy=needs_copy)
+                self._convert(name, wanted, needs_copy=needs_copy)
         if self.streamer:
             self.streamer.adopt()
+        if self.shards and self.trained:
+            self.shards.renew()
         self.trained = {name: self.weights[name] for name in names}
         if self.ema:
             self.ema.follow(self.updated)
 
+    def _convert(self, name: str, dtype: torch.dtype, *, needs_copy: bool) -> None:
+        if not self.shards:
+            self.weights[name].data = self.weights[name].data.to(dtype, copy=needs_copy)
+        elif name in self.trained:
+            # A sharded weight keeps its format; its numbers are rounded as those of one device.
+            self.parts[name].data.copy_(self.parts[name].data.to(dtype))
+
     @property
     def updated(self) -> dict[str, nn.Parameter]:
-        """The weights that the optimizer updates, by name: the trained ones, or their copies on the host."""
-        return {name: self.host.copies[name] for name in self.trained} if self.host else self.trained
+        """The weights that the optimizer updates, by name: the trained ones, their parts or host copies."""
+        weights = self.exact_weights
+        return {name: weights[name] for name in self.trained}
 
     def _host_weights(self) -> HostWeights:
         if self.adapter:
@@ -203,9 +249,14 @@ class TrainState:
         elif self.is_fused:
             early = FusedGradients(list(self.trained.values()), self.optimizer)
         else:
-            self.gradients, self.apply_update = gradients_of(self.ranks, self.trained.values()), self._step
+            self.gradients, self.apply_update = self._connect_ranks(), self._step
             return
         self.gradients, self.apply_update = early, early.apply
+
+    def _connect_ranks(self) -> Gradients:
+        if self.shards:
+            return self.shards.gradients(self.trained, self.parts)
+        return gradients_of(self.ranks, self.trained.values())
 
     def _step(self) -> None:
         self.optimizer.step()

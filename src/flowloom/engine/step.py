@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowloom.engine.objective import LatentBatch, sample_losses
+from flowloom.engine.parallel.fillers import fillers_for
 from flowloom.engine.state import TrainState
 
 
@@ -40,17 +41,20 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
     losses = [total_weight.new_zeros(0)]
     size = state.config.training.train_minibatch
     micro_batches = list(chain.from_iterable(batch.split(size) for batch in batches))
+    fillers = fillers_for(state.sharers, micro_batches, total_weight.device)
+    num_passes = len(micro_batches) + len(fillers)
     lr = state.set_lr()
     with ExitStack() as update:
-        for number, micro_batch in enumerate(micro_batches, start=1):
+        for number, micro_batch in enumerate(chain(micro_batches, fillers), start=1):
             with state.precision.autocast():
                 micro_losses = sample_losses(state.model, micro_batch, state.objective)
             share = (micro_losses * micro_batch.loss_weight).sum() / total_weight
             if state.is_fused:
                 update.enter_context(state.updating())
-            state.gradients.backward(share, is_last=number == len(micro_batches))
-            loss += share.detach()
-            losses.append(micro_losses.detach())
+            state.gradients.backward(share, is_last=number == num_passes)
+            if number <= len(micro_batches):
+                loss += share.detach()
+                losses.append(micro_losses.detach())
         grad_norm = state.gradients.finish(state.config.optimizer.max_grad_norm)
         if not state.is_fused:
             update.enter_context(state.updating())

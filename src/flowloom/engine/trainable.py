@@ -43,6 +43,12 @@ def trained_blocks(config: RunConfig) -> dict[str, int]:
     return {kind: getattr(config.training, key) or 0 for kind, key in kinds.items()}
 
 
+def trainable_names(config: RunConfig, names: Sequence[str]) -> list[str]:
+    """Those of the network's parameter `names` that may be trained, in the same order."""
+    frozen = tuple(f"{part}." for part in family_for(config.model).defaults.never_trained)
+    return [name for name in names if not name.startswith(frozen)]
+
+
 def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> list[str]:
     """Those of the network's parameter `names` that are trained in `rotation`, in the same order.
 
@@ -50,9 +56,8 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
         ConfigError: nothing would be trained.
     """
     family = family_for(config.model)
-    frozen = tuple(f"{part}." for part in family.defaults.never_trained)
     spellings = {name: family.names.in_checkpoint(name) for name in names}
-    candidates = [name for name in names if not name.startswith(frozen)]
+    candidates = trainable_names(config, names)
     kind = config.method_kind
     if kind == "full":
         return candidates

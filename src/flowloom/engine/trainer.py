@@ -130,7 +130,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Measure the loss on the held-out rows, with the weights and with their average."""
-        if self.components.validation is None or not self.state.ranks.is_first:
+        if self.components.validation is None or not self.state.runs_network:
             return
         with self.controls.interruptible():
             self._emit_validated("raw")
@@ -154,7 +154,7 @@ class Trainer:
         """Generate the previews that are due at this step, or all of them if requested."""
         step = self.state.position.step
         sections = sections_due(self.config, step, is_requested)
-        if not sections or not self.state.ranks.is_first:
+        if not sections or not self.state.runs_network:
             return
         generator = self.components.sample_generator
         with self.controls.interruptible():

@@ -28,19 +28,24 @@ def validation_loss(
     Empty if no row can be used; `on_skipped` is called with the unusable ones.
     """
     sums: dict[float, list[Tensor]] = {quantile: [] for quantile in state.config.validation.quantiles}
-    count = 0
-    for loaded in loader.batches(epoch=0):
-        count += len(loaded.samples)
-        on_skipped(loaded.skipped)
-        for quantile, batch in _at_quantiles(state, loaded, encoders):
-            for micro_batch in batch.split(state.config.training.train_minibatch):
-                with state.precision.autocast():
-                    losses = sample_losses(state.model, micro_batch, state.objective)
-                sums[quantile].append(losses.sum())
-    if not count:
+    counts = dict.fromkeys(sums, 0)
+
+    def batches() -> Iterator[tuple[float, LatentBatch]]:
+        for loaded in loader.batches(epoch=0):
+            on_skipped(loaded.skipped)
+            yield from _at_quantiles(state, loaded, encoders)
+
+    for quantile, sent in state.sharers.each_from_first(batches):
+        counts[quantile] += len(sent)
+        batch = sent.to(state.precision.device)
+        for micro_batch in batch.split(state.config.training.train_minibatch):
+            with state.precision.autocast():
+                losses = sample_losses(state.model, micro_batch, state.objective)
+            sums[quantile].append(losses.sum())
+    if not any(counts.values()):
         return {}
     # Read only at the end: each reading makes the CPU wait for the device.
-    return {str(q): sum(part.item() for part in parts) / count for q, parts in sums.items()}
+    return {str(q): sum(part.item() for part in parts) / counts[q] for q, parts in sums.items()}
 
 
 def _at_quantiles(
@@ -54,4 +59,5 @@ def _at_quantiles(
     noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
     for quantile in state.config.validation.quantiles:
         level = state.objective.quantile(torch.full((len(noise),), quantile, dtype=torch.float64))
-        yield quantile, assemble(state, loaded, encoded, noise, level)
+        batch = assemble(state, loaded, encoded, noise, level)
+        yield quantile, batch if state.sharers.size == 1 else batch.to(torch.device("cpu"))

@@ -46,7 +46,8 @@ def predict(  # noqa: PLR0913 -- the network's five inputs, and the rule
         return model(latents, noise_level, text, image_ids, None, guidance)
     overhead = OVERHEAD_TOKENS.get(latents.device.type, OVERHEAD_TOKENS["cuda"])
     groups = plan_groups([len(text) for text in texts], latents.shape[1], overhead)
-    if len(groups) == 1:
+    if len(groups) == 1 or getattr(model, "is_single_pass", False):
+        # Ranks that share one network's weights have other texts, but must make equally many passes.
         return model(latents, noise_level, *_padded(texts, image_ids), guidance)
     predictions = {}
     for group in groups:

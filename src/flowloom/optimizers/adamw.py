@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowloom.optimizers.base import AdamSettings, OptimizerSpec
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 class AdamW(AdamSettings, OptimizerSpec):
     """AdamW with float32 states, fused."""
+
+    is_elementwise: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
 

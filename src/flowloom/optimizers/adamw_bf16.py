@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowloom.optimizers.base import AdamSettings, OptimizerSpec
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 class AdamWBf16(AdamSettings, OptimizerSpec):
     """AdamW on bf16 weights without float32 copies: 6 bytes a parameter, and 2 of gradient."""
+
+    is_elementwise: ClassVar[bool] = True
 
     kind: Literal["adamw_bf16"] = "adamw_bf16"
     moments: Literal["bf16", "fp32"] = "bf16"

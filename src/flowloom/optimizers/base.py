@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 class OptimizerSpec(Section):
     """An optimizer's own settings; `training.lr` and `training.weight_decay` come from FLOW's section."""
+
+    is_elementwise: ClassVar[bool] = False
+    """True if the update of an element depends on no other element: a part of a weight is then updated as it
+    would be in the whole, and weights can be sharded."""
 
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Clip the global gradient norm; null: never, as FLOW."""

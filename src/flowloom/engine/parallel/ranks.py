@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flowloom.errors import RankError, one_line
+from flowloom.errors import FlowloomError, RankError, one_line
 
 T = TypeVar("T")
 
@@ -56,6 +57,39 @@ class Ranks:
         dist.all_reduce(all_values)
         return tuple(cast("list[float]", all_values.tolist()))
 
+    def extremes(self, value: int) -> tuple[int, int]:
+        """The smallest and the largest value of all ranks."""
+        if self.size == 1:
+            return value, value
+        both = torch.tensor([-value, value])
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return -int(both[0]), int(both[1])
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """The result of `make` on the first rank, or its error; on the others it is not called.
+
+        Args:
+            make: its result has tensors only on the CPU.
+        """
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                made[0] = make()
+            except FlowloomError as error:
+                made[1] = error
+        dist.broadcast_object_list(made, device=torch.device("cpu"))
+        if made[1]:
+            raise made[1]
+        return made[0]
+
+    def each_from_first(self, items: Callable[[], Iterable[T]]) -> Iterator[T]:
+        """Every item that the first rank makes, on all ranks."""
+        made = iter(items()) if self.is_first else iter(())
+        while (item := self.from_first(lambda: next(made, None))) is not None:
+            yield item
+
     def gathered(self, values: list[T]) -> list[T]:
         """The values of all ranks, in their order."""
         if self.size == 1:
@@ -68,6 +102,10 @@ class Ranks:
         """Return once every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = Ranks()
+"""A process that trains alone."""
 
 
 def join_ranks(device_type: str) -> Ranks:

@@ -45,7 +45,7 @@ class Adapter:
     """The trained part of a network: named tensors, and a way to switch them off."""
 
     def __init__(self, kind: Kind, layers: dict[str, Any], metadata: dict[str, Any]):
-        self.kind = kind
+        self.kind: Kind = kind
         self.layers = layers
         """The adapted layers by the base's name: a LokrLinear or peft's layer, around its `base_layer`."""
         self.metadata = metadata
@@ -54,9 +54,15 @@ class Adapter:
         self._hooks: list[Any] = []
         self.parameters: dict[str, nn.Parameter] = {}
         """Float32, by canonical name: "double_blocks.0.img_attn.qkv.lora_A.weight", ".lokr_w1" ..."""
-        for name, layer in layers.items():
-            for suffix, parameter in _trained(kind, layer):
-                self.parameters[f"{name}.{suffix}"] = parameter
+        self.find_parameters()
+
+    def find_parameters(self) -> None:
+        """Take the parameters that the layers have now."""
+        self.parameters = {
+            f"{name}.{suffix}": parameter
+            for name, layer in self.layers.items()
+            for suffix, parameter in _trained(self.kind, layer)
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trained tensors by canonical name; they share memory with the network."""

@@ -1,0 +1,43 @@
+"""Settings that do not fit a network whose weights are sharded over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flowloom.errors import Problem
+from flowloom.optimizers.base import OptimizerSpec
+
+if TYPE_CHECKING:
+    from flowloom.config.run import RunConfig
+
+
+def sharding_contradictions(config: RunConfig) -> Iterator[Problem]:
+    """Problems of the `parallel` section with itself and with the other sections."""
+    if config.parallel.shard_ranks and config.parallel.strategy == "ranks":
+        message = "needs parallel.strategy fsdp: with ranks nothing is sharded."
+        yield Problem("parallel.shard_ranks", message)
+    if config.parallel.strategy == "fsdp":
+        yield from unshardable(config)
+
+
+def unshardable(config: RunConfig) -> Iterator[Problem]:
+    """The settings that prevent this run from being sharded."""
+    if not config.optimizer.is_elementwise:
+        fitting = (spec for spec in OptimizerSpec.__subclasses__() if spec.is_elementwise)
+        kinds = " or ".join(sorted(spec.model_fields["kind"].default for spec in fitting))
+        yield Problem("optimizer.kind", f"{config.optimizer.kind} cannot be sharded: use {kinds}.")
+    if config.lora and config.lora.base_model_quant_level == "4bit":
+        message = "4bit cannot be sharded: use 8bit or full with parallel.strategy fsdp."
+        yield Problem("lora.base_model_quant_level", message)
+    if config.memory.streamed_blocks:
+        message = "must be 0 with parallel.strategy fsdp: each rank keeps a part of every block."
+        yield Problem("memory.streamed_blocks", message)
+    if config.optimizer.device == "cpu":
+        message = "must be auto with parallel.strategy fsdp: each rank updates its part on its device."
+        yield Problem("optimizer.device", message)
+    if config.memory.fused_backward:
+        message = "must be false with parallel.strategy fsdp, which sums gradients over the ranks first."
+        yield Problem("memory.fused_backward", message)
+    if config.parallel.device == "mps":
+        yield Problem("parallel.device", "mps cannot be sharded: PyTorch's FSDP2 needs CUDA or a CPU.")

@@ -1,0 +1,48 @@
+"""The strategy of a run on several devices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flowloom.config.run import RunConfig
+from flowloom.config.sharding import unshardable
+from flowloom.engine.estimate.footprint import Networks, memory
+from flowloom.engine.memory import HEADROOM, free_bytes
+from flowloom.engine.parallel.ranks import Ranks
+from flowloom.errors import ConfigError, Problem
+from flowloom.models.device import choose_device
+
+
+def with_strategy(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """`config` with a `parallel.strategy` that is not `auto`, the same on all ranks; one rank needs none.
+
+    Copies of the network are several times faster than shards, so they are chosen wherever they fit.
+
+    Raises:
+        ConfigError: `parallel.shard_ranks` does not divide the number of ranks.
+    """
+    if ranks.size == 1:
+        return config
+    if config.parallel.strategy != "auto":
+        _check_groups(config.parallel.shard_ranks, ranks)
+        return config
+    must_shard = not any(unshardable(config)) and any(ranks.total(not _fits_one_device(config, ranks)))
+    strategy: Literal["ranks", "fsdp"] = "fsdp" if must_shard else "ranks"
+    parallel = config.parallel.model_copy(update={"strategy": strategy})
+    if must_shard:
+        _check_groups(parallel.shard_ranks, ranks)
+    return config.model_copy(update={"parallel": parallel})
+
+
+def _check_groups(shard_ranks: int, ranks: Ranks) -> None:
+    if shard_ranks and ranks.size % shard_ranks:
+        message = f"{shard_ranks} does not divide the {ranks.size} ranks: set the devices of one node, or 0."
+        raise ConfigError("the configuration", [Problem("parallel.shard_ranks", message)])
+
+
+def _fits_one_device(config: RunConfig, ranks: Ranks) -> bool:
+    device = choose_device(config.parallel.device)
+    # Ranks on the CPU share its memory.
+    capacity = free_bytes(device) // (ranks.size if device.type == "cpu" else 1)
+    needed = memory(config, Networks.from_config(config), device, capacity)
+    return needed.total <= HEADROOM * capacity

@@ -1,0 +1,221 @@
+"""Sharded runs equal the run of one rank, up to the order of sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from flowloom.config.run import RunConfig
+from flowloom.engine.__main__ import run_engine
+from flowloom.models.weights import open_weights, save_weights
+from flowloom.nn.tiny import TINY, random_chroma_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.run.resume import change_by_flags
+from tests.engine.processes import run_all_on_ranks
+from tests.engine.test_flux1_training import model_section
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+SMALLER = replace(
+    TINY,
+    hidden_size=64,
+    num_heads=2,
+    depth_single_blocks=3,
+    approximator_depth=1,
+    approximator_hidden_size=64,
+)
+STEPS = 4
+TRAINING = {"lr": 1e-3, "warmup_steps": 2, "train_minibatch": 2}
+ROTATION = TRAINING | {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
+PREVIEW = {"inference_every": 2, "steps": 2, "prompts": ["red, bar"], "image_dim": [64, 64], "cfg": 2.0}
+LORA = {"rank": 2, "alpha": 2}
+CASES: dict[str, dict[str, Any]] = {
+    "full": {
+        "ema": {"decay": 0.9},
+        "validation": {"share": 0.2, "every": 2, "max_rows": 4},
+        "inference": PREVIEW,
+        "optimizer": {"max_grad_norm": 0.01},
+    },
+    "updates": {
+        "training": TRAINING | {"updates_per_large_batch": 3},
+        "memory": {"checkpointed_blocks": "all", "offload_activations": True},
+    },
+    "keywords": {"training": TRAINING | {"trained_layer_keywords": ["double_blocks.1.", "final_layer"]}},
+    "rotation": {"training": ROTATION, "ema": {"decay": 0.9}},
+    "rotation-reset": {"training": ROTATION, "method": {"rotation_states": "reset"}},
+    "lora": {"lora": LORA, "ema": {"decay": 0.9}, "optimizer": {"max_grad_norm": 0.01}},
+    "lora-8bit": {"lora": LORA | {"base_model_quant_level": "8bit"}, "memory": {"checkpointed_blocks": 2}},
+    "dora": {"lora": LORA, "method": {"kind": "dora"}},
+    "lokr": {"lora": LORA, "method": {"kind": "lokr"}},
+    "guided": {"training": TRAINING | {"cfg_scale_strength": 2.0}},
+    "flux1": {"memory": {"checkpointed_blocks": 1}},
+    "mixed-formats": {"training": ROTATION, "method": {"rotation_states": "reset"}},
+    "bf16": {"optimizer": {"kind": "adamw_bf16", "max_grad_norm": 0.01}},
+}
+"""Batches of 5, 5 and 4, 5, 3 rows: of some, a rank has nothing."""
+ROUNDED = {"mixed-formats": {"dtype": "bf16"}, "bf16": {"dtype": "bf16"}}
+"""Number formats in which the order of sums shows."""
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "1": (1, {}),
+    "2": (2, {"strategy": "fsdp"}),
+    "4": (4, {"strategy": "fsdp"}),
+    "2x2": (4, {"strategy": "fsdp", "shard_ranks": 2}),
+}
+SHARDED = ("2", "4", "2x2")
+ONLY_ON_TWO = ("rotation-reset", "dora", "lokr", "guided", "flux1", *ROUNDED)
+PAIRS = [(case, layout) for case in CASES for layout in SHARDED if layout == "2" or case not in ONLY_ON_TWO]
+RESUMED = [("rotation", "1", "2"), ("full", "2", "4"), ("lora", "2", "2x2"), ("keywords", "2x2", "1")]
+"""Half of the steps in one layout, half in another."""
+Runs = dict[tuple[str, ...], RunDir]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    make_config: Callable[..., RunConfig], tiny_flux1_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    """Every case on one rank, and in each layout that it is tested in."""
+    root = tmp_path_factory.mktemp("sharded")
+    draw = torch.Generator().manual_seed(1)
+    network = {
+        name: weight + 0.02 * torch.randn(weight.shape, generator=draw)
+        for name, weight in random_chroma_weights(SMALLER, seed=1).items()
+    }
+    save_weights(root / "chroma.safetensors", network, {})
+    chroma = {"chroma_path": str(root / "chroma.safetensors")}
+    made: Runs = {}
+    for case, layout, *then in [*((case, "1") for case in CASES), *PAIRS, *RESUMED]:
+        parallel = {"device": "cpu", "num_threads": 1, **ROUNDED.get(case, {}), **LAYOUTS[layout][1]}
+        defaults = {
+            "training": TRAINING,
+            "dataloader": {"batch_size": 5},
+            "limits": {"max_steps": STEPS // 2 if then else STEPS},
+            "model": model_section(tiny_flux1_dir) if case == "flux1" else chroma,
+        }
+        run_dir = made[case, layout, *then] = RunDir.create("-".join((case, layout, *then)), root)
+        run_dir.write_run(make_config(**(defaults | CASES[case]), parallel=parallel), "a test")
+    waiting = {run_dir: [*layouts] for (_, *layouts), run_dir in made.items()}
+    for size in (1, 2, 4, 1):
+        now = [run_dir for run_dir, layouts in waiting.items() if layouts and LAYOUTS[layouts[0]][0] == size]
+        train(now, size)
+        for run_dir in now:
+            waiting[run_dir].pop(0)
+            if waiting[run_dir]:
+                resume_in(LAYOUTS[waiting[run_dir][0]][1], run_dir)
+    return made
+
+
+def train(run_dirs: Sequence[RunDir], num_ranks: int) -> None:
+    if num_ranks > 1:
+        assert run_all_on_ranks(run_dirs, num_ranks) == 0
+    else:
+        for run_dir in run_dirs:
+            run_engine(run_dir)
+
+
+def resume_in(parallel: dict[str, Any], run_dir: RunDir) -> None:
+    wanted = {"strategy": "auto", "shard_ranks": 0} | parallel
+    flags = [(f"parallel.{key}", str(value)) for key, value in wanted.items()]
+    change_by_flags(run_dir, [*flags, ("limits.max_steps", str(STEPS))])
+
+
+def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == kind]
+
+
+def tensors_of(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    folder = run_dir.latest_checkpoint()
+    assert folder is not None
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{path.name}:{name}": tensor for path in files for name, tensor in open_weights(path).items()}
+
+
+def assert_equal(alone: RunDir, sharded: RunDir) -> None:
+    """Up to the order of sums."""
+    expected, found = events_of(alone, "step"), events_of(sharded, "step")
+    assert len(expected) == len(found) == STEPS
+    for before, after in zip(expected, found, strict=True):
+        for key in ("step", "epoch", "batch", "lr"):
+            assert after[key] == before[key]
+        for key in ("loss", "grad_norm"):
+            assert after[key] == pytest.approx(before[key], rel=1e-5), (before["step"], key)
+    weights, others = tensors_of(alone), tensors_of(sharded)
+    assert weights.keys() == others.keys()
+    for key, weight in weights.items():
+        difference = (others[key].double() - weight.double()).abs()
+        # Adam turns a gradient near 0 into a step of full size, in either direction.
+        assert difference.max() < 5e-4, key
+        assert difference.mean() < 1e-5, key
+    assert not events_of(sharded, "warning")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "layout"), [pair for pair in PAIRS if pair[0] not in ROUNDED])
+def test_a_sharded_run_equals_that_of_one_rank(runs: Runs, case: str, layout: str) -> None:
+    assert_equal(runs[case, "1"], runs[case, layout])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "before", "after"), RESUMED)
+def test_a_run_resumes_in_another_layout(runs: Runs, case: str, before: str, after: str) -> None:
+    assert_equal(runs[case, "1"], runs[case, before, after])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ROUNDED)
+def test_bfloat16_is_rounded_about_as_on_one_rank(runs: Runs, case: str) -> None:
+    expected, found = (events_of(runs[case, layout], "step") for layout in ("1", "2"))
+    for before, after in zip(expected, found, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=0.01)
+        assert after["grad_norm"] == pytest.approx(before["grad_norm"], rel=0.05)
+    weights, others = tensors_of(runs[case, "1"]), tensors_of(runs[case, "2"])
+    for name, weight in weights.items():
+        assert (others[name].float() - weight.float()).abs().mean() < 5e-3, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", SHARDED)
+def test_validation_and_previews_are_those_of_one_rank(runs: Runs, layout: str) -> None:
+    alone, sharded = runs["full", "1"], runs["full", layout]
+    expected, found = events_of(alone, "validated"), events_of(sharded, "validated")
+    assert [event["weights"] for event in expected] == ["raw", "ema"] * 2
+    for before, after in zip(expected, found, strict=True):
+        assert after["by_quantile"] == pytest.approx(before["by_quantile"], rel=1e-5)
+    images = sorted(path.relative_to(alone.path) for path in alone.path.glob("samples/*/*.png"))
+    assert len(images) == 4  # of the prompt and of a caption, twice
+    for image in images:
+        with Image.open(alone.path / image) as mine, Image.open(sharded.path / image) as other:
+            difference = np.asarray(mine, np.int16) - np.asarray(other, np.int16)
+        assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"parallel": {"strategy": "ranks", "shard_ranks": 2}}, "parallel.shard_ranks"),
+        ({"parallel": {"strategy": "fsdp"}, "optimizer": {"kind": "adamw8bit"}}, "optimizer.kind"),
+        ({"parallel": {"strategy": "fsdp"}, "optimizer": {"kind": "adamw_lowbit"}}, "optimizer.kind"),
+        (
+            {"parallel": {"strategy": "fsdp"}, "lora": {"base_model_quant_level": "4bit"}},
+            "lora.base_model_quant_level",
+        ),
+        ({"parallel": {"strategy": "fsdp"}, "optimizer": {"device": "cpu"}}, "optimizer.device"),
+        ({"parallel": {"strategy": "fsdp"}, "memory": {"fused_backward": True}}, "memory.fused_backward"),
+        (
+            {"parallel": {"strategy": "fsdp"}, "lora": {}, "memory": {"streamed_blocks": 1}},
+            "memory.streamed_blocks",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_sharded_is_rejected_by_the_key(sections: dict[str, Any], where: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate(sections)
+    assert f"{where}: " in str(caught.value)
