@@ -8,13 +8,25 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cluster that sbatch reaches; its environment."""
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm") / "cluster"
+    with slurm_cluster(folder) as environ, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", environ["SLURM_CONF"])
+        yield environ
 
 
 def why_not() -> str | None:

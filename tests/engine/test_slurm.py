@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from flowloom.launchers.slurm import script
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine import slurm_cluster as cluster
+from tests.engine.slurm_cluster import slurm  # noqa: F401 -- a fixture
 from tests.engine.test_ranks import run_on_two_ranks
 
 
@@ -82,22 +83,9 @@ def test_a_machine_without_slurm_is_named(
     assert "sbatch is not installed here. Run this on a login node" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster that sbatch reaches; its environment."""
-    if reason := cluster.why_not():
-        pytest.skip(reason)
-    with (
-        cluster.slurm_cluster(tmp_path_factory.mktemp("slurm") / "cluster") as environ,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("SLURM_CONF", environ["SLURM_CONF"])
-        yield environ
-
-
 @pytest.mark.slow
 def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_node_died(
-    slurm: dict[str, str],
+    slurm: dict[str, str],  # noqa: F811
     make_run: Callable[..., RunDir],
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
@@ -143,7 +131,9 @@ def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_nod
 
 @pytest.mark.slow
 def test_a_waiting_job_is_cancelled_and_keeps_other_machines_from_the_run(
-    slurm: dict[str, str], make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+    slurm: dict[str, str],  # noqa: F811
+    make_run: Callable[..., RunDir],
+    capsys: pytest.CaptureFixture[str],
 ):
     run = make_run()
     assert main(["launch", "slurm", str(run.path), "--option", "begin=now+1hour"]) == 0
@@ -168,7 +158,10 @@ def test_a_waiting_job_is_cancelled_and_keeps_other_machines_from_the_run(
 
 @pytest.mark.slow
 def test_a_node_that_does_not_join_fails_the_run_in_time(
-    slurm: dict[str, str], make_run: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slurm: dict[str, str],  # noqa: F811
+    make_run: Callable[..., RunDir],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     run, python = make_run(), tmp_path / "python"
     python.write_text(f"""#!/bin/sh
@@ -186,7 +179,9 @@ exec {sys.executable} "$@"
 
 
 def test_a_job_that_slurm_refuses_leaves_the_run_free(
-    slurm: dict[str, str], make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+    slurm: dict[str, str],  # noqa: F811
+    make_run: Callable[..., RunDir],
+    capsys: pytest.CaptureFixture[str],
 ):
     run = make_run()
     assert main(["launch", "slurm", str(run.path), "--option", "partition=none"]) == 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import RunError
 from flowloom.run.directory import RunDir
@@ -52,6 +52,18 @@ class JobStatus:
     detail: str = ""
 
 
+class LaunchSettings(BaseModel):
+    """The machines of a run that is submitted to a cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    nodes: int = Field(default=1, ge=1, le=10_000, description="Machines.")
+    gpus: int = Field(default=0, ge=0, le=1000, description="GPUs of each machine; 0: on the CPU.")
+    options: dict[str, str] = Field(
+        default={}, description="Options of the cluster.", examples=[{"time": "12:00:00"}], max_length=50
+    )
+
+
 class JobRecord(BaseModel):
     """`launch/job.json`: the newest job of a run, and how it ended, once that is known."""
 
@@ -67,7 +79,9 @@ class JobRecord(BaseModel):
     is_cancelled: bool = False
     """True if `flowloom launch stop` or the studio cancelled it."""
     ended: float | None = None
+    state: JobState = "pending"
     detail: str = ""
+    """State and the tool's words as of the last time that it was asked."""
 
 
 class Launcher(Protocol):
@@ -78,6 +92,8 @@ class Launcher(Protocol):
     title: str
     place_option: str
     """The option that a place names: in `slurm:gpu`, the partition."""
+    safe_options: frozenset[str]
+    """Options that a client of the studio may set: none runs a command or writes a file."""
     shares_disk: bool
     """True if the nodes have the run directory, so that its control files reach the run."""
 

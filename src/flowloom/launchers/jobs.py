@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flowloom.config.secrets import usable_secrets
+from flowloom.config.secrets import may_need_secrets, read_secrets, usable_secrets
 from flowloom.errors import RunError
 from flowloom.files import read_plain, replacing, write_json
 from flowloom.launchers import LAUNCHERS
@@ -44,7 +44,8 @@ def submit(run_dir: RunDir, launcher: Launcher, job: Job, secrets: Mapping[str, 
     Raises:
         RunError: the run is in use or submitted already, or the cluster's tool is missing or refuses the job.
     """
-    files = launcher.files(run_dir, job, run_dir.read_run()["config"])
+    config = run_dir.read_run()["config"]
+    files = launcher.files(run_dir, job, config)
     require_not_submitted(run_dir)
     if run_dir.is_running():
         raise RunError(f"{run_dir.path} is running: stop it first.")
@@ -53,10 +54,14 @@ def submit(run_dir: RunDir, launcher: Launcher, job: Job, secrets: Mapping[str, 
     for name, text in files.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
+    for request in run_dir.control_dir.glob("*"):
+        # Requests to an earlier process are not meant for this job.
+        request.unlink()
     submitted = time.time()
+    ours = read_secrets() if may_need_secrets(config) else {}
     record = JobRecord(
         launcher=launcher.name,
-        job_id=launcher.submit(run_dir, job, secrets),
+        job_id=launcher.submit(run_dir, job, {**ours, **secrets}),
         nodes=job.nodes,
         gpus=job.gpus,
         processes=job.processes,
@@ -101,12 +106,12 @@ def status_of(run_dir: RunDir, record: JobRecord) -> JobStatus:
         return JobStatus("ended", record.detail)
     launcher = launcher_named(record.launcher)
     status = launcher.status(record)
-    if status.state == "ended":
-        if launcher.shares_disk:  # otherwise the events are elsewhere
-            title = launcher.title
-            record_failure(run_dir, record, f"{title} ended job {record.job_id}: {status.detail}.")
-        ended = record.model_copy(update={"ended": round(time.time(), 3), "detail": status.detail})
-        _write(run_dir, ended)
+    if status.state == "ended" and launcher.shares_disk:  # otherwise the events are elsewhere
+        record_failure(run_dir, record, f"{launcher.title} ended job {record.job_id}: {status.detail}.")
+    if status.state != "unknown" and (status.state, status.detail) != (record.state, record.detail):
+        ended = round(time.time(), 3) if status.state == "ended" else None
+        known = {"state": status.state, "detail": status.detail, "ended": ended}
+        _write(run_dir, record.model_copy(update=known))
     return status
 
 

@@ -32,7 +32,11 @@ SCRIPT, LOG = "local.sh", "local.log"
 class Local:
     """A process group that outlives the terminal. A job's id is PID@start@host."""
 
-    name, title, place_option, shares_disk = "local", "This machine", "", True
+    name: str = "local"
+    title: str = "This machine"
+    place_option: str = ""
+    shares_disk: bool = True
+    safe_options: frozenset[str] = frozenset()
 
     def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         if job.nodes > 1:

@@ -139,7 +139,11 @@ if __name__ == "__main__":
 class Ray:
     """Ray Jobs: `ray job submit` and `ray job stop`; the state is read from the dashboard's HTTP address."""
 
-    name, title, place_option, shares_disk = "ray", "Ray", "address", True
+    name: str = "ray"
+    title: str = "Ray"
+    place_option: str = "address"
+    shares_disk: bool = True
+    safe_options: frozenset[str] = frozenset({"cpus", "wait"})
 
     def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         for name in job.options:

@@ -39,7 +39,11 @@ _RUNNING = frozenset({"RUNNING", "WINDING_DOWN", "CANCELLING"})
 class SkyPilot:
     """`sky jobs launch`, `queue` and `cancel`. A job's id is its name, which is unique."""
 
-    name, title, place_option, shares_disk = "skypilot", "SkyPilot", "infra", False
+    name: str = "skypilot"
+    title: str = "SkyPilot"
+    place_option: str = "infra"
+    shares_disk: bool = False
+    safe_options: frozenset[str] = frozenset(RESOURCES)
 
     def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:
         return {TASK: task(run_dir, job, config)}

@@ -30,6 +30,11 @@ SECONDS_TO_SAVE = 120
 """Time between the signal that Slurm sends and the end of the job: the run saves a checkpoint."""
 OWN_OPTIONS = ("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "output", "open-mode", "signal")
 SCRIPT = "job.sbatch"
+SAFE_OPTIONS = frozenset({
+    *("account", "begin", "constraint", "cpus-per-task", "deadline", "exclude", "exclusive", "gres"),
+    *("mem", "mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "partition", "priority", "qos", "reservation"),
+    "time",
+})  # fmt: skip
 _OPTION_NAME = re.compile(r"[a-z][a-z-]*")
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"})
@@ -38,7 +43,11 @@ _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_O
 class Slurm:
     """sbatch, squeue and scancel."""
 
-    name, title, place_option, shares_disk = "slurm", "Slurm", "partition", True
+    name: str = "slurm"
+    title: str = "Slurm"
+    place_option: str = "partition"
+    shares_disk: bool = True
+    safe_options: frozenset[str] = SAFE_OPTIONS
 
     def files(self, run_dir: RunDir, job: Job, config: Any) -> dict[str, str]:  # noqa: ARG002
         return {SCRIPT: script(run_dir, job)}

@@ -45,6 +45,7 @@ from flowloom.server.routes import (
     tasks,
     training,
 )
+from flowloom.server.runs.clusters import UPDATE_S, update_clusters
 from flowloom.server.runs.gpu_usage import GPU_USAGE_INTERVAL_S, record_gpu_usage
 from flowloom.server.runs.idle import IdleHook
 from flowloom.server.runs.queue import Queue
@@ -130,6 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         for name, work, every_s in (
             ("the queue", studio.queue.tick, TICK_S),
             ("the list of runs", studio.runs.refresh_all, SCAN_S),
+            ("clusters", partial(update_clusters, studio.queue), UPDATE_S),
             (
                 "GPU usage",
                 partial(record_gpu_usage, studio.runs, studio.system_monitor),

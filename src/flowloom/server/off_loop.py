@@ -29,7 +29,7 @@ THREADS: dict[Group, int] = {
     "waiting": 8,
     "following": 4,
     "uploading": 4,
-    "own": 3,
+    "own": 4,
 }
 """quick: a few files or rows. computing: Python work on whole files. images: thumbnails. waiting: networks,
 other processes, long edits. following: streams of run events and system usage. own: the server's periodic

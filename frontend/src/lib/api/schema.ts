@@ -2411,6 +2411,7 @@ export interface components {
              * @default false
              */
             first?: boolean;
+            launch?: components["schemas"]["LaunchSettings"] | null;
             /**
              * Name
              * @example fox-lora-2
@@ -3088,6 +3089,33 @@ export interface components {
             url?: string;
         };
         /**
+         * JobView
+         * @description A run's job on a cluster, as of the last time that the cluster's tool was asked.
+         */
+        JobView: {
+            /**
+             * Detail
+             * @example PENDING (Resources)
+             */
+            detail: string;
+            /**
+             * Job Id
+             * @example 1234
+             */
+            job_id: string;
+            /**
+             * Launcher
+             * @example slurm
+             */
+            launcher: string;
+            /**
+             * State
+             * @description Of the job, not of the run.
+             * @enum {string}
+             */
+            state: "pending" | "running" | "ended" | "unknown";
+        };
+        /**
          * KohyaImportRequest
          * @description A configuration file of sd-scripts or kohya_ss, with the files that it names.
          */
@@ -3190,6 +3218,35 @@ export interface components {
              * @description Keys without an effect in the file, and why.
              */
             unused: {
+                [key: string]: string;
+            };
+        };
+        /**
+         * LaunchSettings
+         * @description The machines of a run that is submitted to a cluster.
+         */
+        LaunchSettings: {
+            /**
+             * Gpus
+             * @description GPUs of each machine; 0: on the CPU.
+             * @default 0
+             */
+            gpus?: number;
+            /**
+             * Nodes
+             * @description Machines.
+             * @default 1
+             */
+            nodes?: number;
+            /**
+             * Options
+             * @description Options of the cluster.
+             * @default {}
+             * @example {
+             *       "time": "12:00:00"
+             *     }
+             */
+            options?: {
                 [key: string]: string;
             };
         };
@@ -3724,6 +3781,8 @@ export interface components {
              * @default false
              */
             first?: boolean;
+            /** @description The machines, if the device is a cluster; null: one machine without GPUs. */
+            launch?: components["schemas"]["LaunchSettings"] | null;
             /**
              * Name
              * @description Name of its directory; generated if empty.
@@ -3798,6 +3857,32 @@ export interface components {
             seq: number;
             /** Time */
             time: number;
+        };
+        /**
+         * Place
+         * @description A cluster, or a part of it, that takes runs.
+         */
+        Place: {
+            /**
+             * Device
+             * @description To be given as the only one of `devices`.
+             * @example slurm:gpu
+             */
+            device: string;
+            /**
+             * Options
+             * @description Options that a run may set.
+             * @example [
+             *       "account",
+             *       "time"
+             *     ]
+             */
+            options: string[];
+            /**
+             * Title
+             * @example Slurm: gpu partition
+             */
+            title: string;
         };
         /**
          * PreflightReport
@@ -3985,6 +4070,11 @@ export interface components {
          * @description The queued runs in order.
          */
         QueuePage: {
+            /**
+             * Clusters
+             * @description Clusters that runs can be submitted to.
+             */
+            clusters: components["schemas"]["Place"][];
             /**
              * Devices
              * @description Devices that runs can use.
@@ -4188,6 +4278,8 @@ export interface components {
              * @default false
              */
             first?: boolean;
+            /** @description The machines, if the device is a cluster; null: as before. */
+            launch?: components["schemas"]["LaunchSettings"] | null;
         };
         /**
          * Root
@@ -4319,6 +4411,8 @@ export interface components {
              * @example fox-lora
              */
             id: string;
+            /** @description Its newest job on a cluster. */
+            job?: components["schemas"]["JobView"] | null;
             /**
              * Kind
              * @description Training, or another task.

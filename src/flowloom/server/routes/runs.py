@@ -8,11 +8,13 @@ from fastapi import Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.files import read_json
+from flowloom.launchers.base import LaunchSettings
 from flowloom.run.directory import Control
 from flowloom.run.resume import differences
 from flowloom.server.deps import QueueDep, RunDep, RunId, RunsDep, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Damaged, Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
+from flowloom.server.runs.clusters import Place, place
 from flowloom.server.runs.create import NewRun, ResumeRequest, make_run, patched, resume_run
 from flowloom.server.runs.queue import Queue
 from flowloom.server.runs.queue_state import OnFail, Pause
@@ -36,6 +38,7 @@ class QueuePage(BaseModel):
     """The queued runs in order."""
 
     devices: list[str] = Field(description="Devices that runs can use.", examples=[["cuda:0", "cpu"]])
+    clusters: list[Place] = Field(description="Clusters that runs can be submitted to.")
     runs: list[RunView]
     on_fail: OnFail = Field(
         description="Reaction to a run that fails or is killed: continue with the next one, or pause."
@@ -86,6 +89,7 @@ class DuplicateRequest(BaseModel):
         examples=[{"training": {"lr": 5e-5}}],
     )
     devices: list[str] = []
+    launch: LaunchSettings | None = None
     first: bool = False
 
 
@@ -152,6 +156,7 @@ def _page(queue: Queue) -> QueuePage:
     state = queue.state
     return QueuePage(
         devices=list(queue.devices),
+        clusters=[place(device) for device in queue.places],
         runs=queue.runs.store.queue(),
         on_fail=state.on_fail,
         pause=state.pause,
@@ -281,7 +286,7 @@ def duplicate_run(run: RunDep, body: DuplicateRequest, studio: StudioDep) -> Run
     """Queue a new run with this run's configuration and `changes`."""
     content = run.read_run()
     config = patched(content["config"], body.changes)
-    new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
+    new = NewRun(name=body.name, config=config, devices=body.devices, launch=body.launch, first=body.first)
     return make_run(
         studio,
         studio.queue.task_of(run),

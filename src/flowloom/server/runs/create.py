@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ConfigError, Problem
 from flowloom.json_types import is_object
+from flowloom.launchers.base import LaunchSettings
 from flowloom.run.directory import RunDir, default_name
 from flowloom.run.resume import change_run, require_mutable
 from flowloom.run.task import Task
@@ -32,6 +33,9 @@ class NewRun(BaseModel):
         examples=[{"training": {"lr": 1e-4}}],
     )
     devices: list[str] = Field([], description="Devices to use; empty: any idle one.", examples=[["cuda:0"]])
+    launch: LaunchSettings | None = Field(
+        default=None, description="The machines, if the device is a cluster; null: one machine without GPUs."
+    )
     first: bool = Field(False, description="Start before every other queued run.")
 
 
@@ -44,6 +48,9 @@ class ResumeRequest(BaseModel):
         [],
         description="Devices to use; empty: those chosen before, or any idle one.",
         examples=[["cuda:0"]],
+    )
+    launch: LaunchSettings | None = Field(
+        default=None, description="The machines, if the device is a cluster; null: as before."
     )
     first: bool = Field(False, description="Start before every other queued run.")
     changes: dict[str, Any] = Field(
@@ -70,10 +77,10 @@ def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio"
     """
     if problems := problems_of(studio, task, new.config):
         raise Invalid.of(problems)
-    studio.queue.require_devices(new.devices, task)
+    studio.queue.require_devices(new.devices, task, new.launch)
     with studio.runs.creating(new.name, default_name(task.name)) as run_dir:
         task.prepare(new.config, run_dir, source)
-        studio.queue.submit(run_dir, new.devices, first=new.first)
+        studio.queue.submit(run_dir, new.devices, first=new.first, launch=new.launch)
     return studio.runs.refresh(run_dir.path.name)
 
 
@@ -85,12 +92,12 @@ def resume_run(studio: Studio, run_dir: RunDir, how: ResumeRequest) -> RunView:
         NotNow: it is queued or running, or it is finished and nothing is changed.
     """
     queue, is_changed = studio.queue, bool(how.changes)
-    queue.require_devices(how.devices, queue.task_of(run_dir))
+    queue.require_devices(how.devices, queue.task_of(run_dir), how.launch)
     with queue.mutex:
         queue.require_resumable(studio.runs.refresh(run_dir.path.name), is_changed=is_changed)
         if is_changed:
             _change(studio, run_dir, how.changes)
-        return queue.resume(run_dir, how.devices, first=how.first, is_changed=is_changed)
+        return queue.resume(run_dir, how.devices, first=how.first, is_changed=is_changed, launch=how.launch)
 
 
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:

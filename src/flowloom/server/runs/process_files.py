@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from flowloom.files import read_plain, write_json
+from flowloom.launchers.base import LaunchSettings
 
 _MAX_BYTES = 2**20
 RAN, BUSY, NOT_QUEUED = 0, 3, 4
@@ -71,6 +72,8 @@ class QueueEntry(Record):
     resume: bool = False
     any_device: bool = Field(default=False, validation_alias=AliasChoices("any_device", "anywhere"))
     """No device was chosen: the run starts on any idle one, which is then noted in `devices`."""
+    launch: LaunchSettings | None = None
+    """The machines, if the device is a cluster."""
 
 
 class ProcessRecord(Record):

@@ -15,16 +15,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from flowloom.config.secrets import may_need_secrets
 from flowloom.errors import Problem, RunError, is_disk_full
+from flowloom.launchers.base import LaunchSettings
+from flowloom.launchers.places import place_of
 from flowloom.locks import hold, is_held
 from flowloom.run.directory import Control, RunDir
-from flowloom.run.task import Command, Task
+from flowloom.run.task import Task
 from flowloom.server.background import isolate_errors
-from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import Invalid, NotNow
+from flowloom.server.runs.clusters import follow_command, require_launch, settings_of
 from flowloom.server.runs.process_files import (
     BUSY,
     NOT_QUEUED,
@@ -34,7 +34,7 @@ from flowloom.server.runs.process_files import (
     StopRequest,
     lock_path,
 )
-from flowloom.server.runs.processes import request_stop
+from flowloom.server.runs.processes import environment_of, request_stop
 from flowloom.server.runs.queue_state import OnFail, QueueState
 from flowloom.server.runs.registry import RunRegistry
 from flowloom.server.runs.supervisor import LaunchSpec
@@ -50,6 +50,8 @@ class Queue:
         self, registry: RunRegistry, tasks: Mapping[str, Task], devices: Sequence[str], state_dir: Path
     ):
         self.runs, self.tasks, self.devices = registry, tasks, tuple(devices)
+        self.places: tuple[str, ...] = ()
+        """Clusters that runs can be submitted to (clusters.py)."""
         self.locks_dir = state_dir / "locks"
         self.state = QueueState(state_dir / "queue_state.json", registry)
         self.mutex = threading.RLock()
@@ -57,8 +59,13 @@ class Queue:
         self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
         self._retry_at: dict[str, float] = {}
 
-    def require_devices(self, devices: Sequence[str], task: Task) -> None:
+    def require_devices(
+        self, devices: Sequence[str], task: Task, launch: LaunchSettings | None = None
+    ) -> None:
         """Raise Invalid if a device does not exist, or if `task` would leave some of them idle."""
+        if place_of(devices):
+            require_launch(self.places, devices[0], task, launch)
+            return
         if unknown := sorted(set(devices) - set(self.devices)):
             message = f"This machine has no device {', '.join(unknown)}."
             hint = f"Choose from {', '.join(self.devices)}."
@@ -86,7 +93,13 @@ class Queue:
             raise NotNow(f"{view.id!r} is {view.state}: there is nothing to resume.", hint)
 
     def resume(
-        self, run_dir: RunDir, devices: Sequence[str], *, first: bool, is_changed: bool = False
+        self,
+        run_dir: RunDir,
+        devices: Sequence[str],
+        *,
+        first: bool,
+        is_changed: bool = False,
+        launch: LaunchSettings | None = None,
     ) -> RunView:
         """Queue a run that is over again.
 
@@ -94,7 +107,7 @@ class Queue:
             NotNow: it is not over, or it is finished and was not changed.
             Invalid: there is no such device.
         """
-        self.require_devices(devices, self.task_of(run_dir))
+        self.require_devices(devices, self.task_of(run_dir), launch)
         run_id = run_dir.path.name
         with self.mutex:
             view = self.runs.refresh(run_id)
@@ -103,12 +116,19 @@ class Queue:
             self._retry_at.pop(run_id, None)
             record = ProcessRecord.read(run_dir.path)
             previous = () if record and record.any_device else view.devices
-            available = [device for device in previous if device in self.devices]
-            self.submit(run_dir, devices or available, first=first, resume=view.state != "created")
+            available = [device for device in previous if device in (*self.devices, *self.places)]
+            is_resumed = view.state != "created"
+            self.submit(run_dir, devices or available, first=first, resume=is_resumed, launch=launch)
             return self.runs.refresh(run_id)
 
     def submit(
-        self, run_dir: RunDir, devices: Sequence[str], *, first: bool = False, resume: bool = False
+        self,
+        run_dir: RunDir,
+        devices: Sequence[str],
+        *,
+        first: bool = False,
+        resume: bool = False,
+        launch: LaunchSettings | None = None,
     ) -> None:
         """Queue a run, last or first. It starts when its devices (none given: any one) are free."""
         with self.mutex:
@@ -121,6 +141,7 @@ class Queue:
                 devices=chosen,
                 resume=resume,
                 any_device=not chosen and self._needs_device(run_dir),
+                launch=launch,
             ).write(run_dir.path)
 
     def _needs_device(self, run_dir: RunDir) -> bool:
@@ -213,8 +234,11 @@ class Queue:
             supported = ", ".join(sorted(task.supported_controls)) or "none"
             hint = f"Supported controls: {supported}. Stop or kill works for every run."
             raise NotNow(f"{run_id!r}: {task.title} does not support {action!r} while running.", hint)
-        if view.phase in (None, "loading"):
-            raise NotNow(f"{run_id!r} is still loading.", "Retry when its phase is 'training'.")
+        if view.phase in (None, "loading", "pending"):
+            raise NotNow(
+                f"{run_id!r} is {'waiting' if view.phase == 'pending' else 'still loading'}.",
+                "Retry when its phase is 'training'.",
+            )
         run_dir.request(action)
         return view
 
@@ -250,7 +274,7 @@ class Queue:
         """Start a queued run if possible. Return the devices that runs behind it may not take."""
         entry = QueueEntry.read(self.runs.runs_dir / run.id)
         if entry is None or run.id in self._supervisors:
-            return set(run.devices)
+            return set(run.devices) & set(self.devices)
         if entry.any_device:
             idle = next((device for device in self.devices if device not in held), None)
             chosen = self._choose(run, entry, idle) if idle else None
@@ -259,7 +283,7 @@ class Queue:
             with isolate_errors(partial(self._note, run.id)):
                 self._launch(run, entry)
         # Or a run on several devices would starve: runs behind it would take them one by one.
-        return set(entry.devices)
+        return set(entry.devices) & set(self.devices)
 
     def _choose(self, run: RunView, entry: QueueEntry, device: str) -> QueueEntry | None:
         """The entry with the device noted in it; None if a supervisor is just starting the run."""
@@ -296,7 +320,7 @@ class Queue:
                 # Not `RunRegistry.path`, which raises if the folder was removed meanwhile.
                 entry = QueueEntry.read(self.runs.runs_dir / name)
                 held |= set(entry.devices if entry else ())
-        return held
+        return held & set(self.devices)
 
     def _default_devices(self, run_dir: RunDir) -> tuple[str, ...]:
         """The devices of a run that was started by hand without naming one: the first."""
@@ -318,11 +342,14 @@ class Queue:
         is_too_soon = time.monotonic() < self._retry_at.get(run.id, 0.0)
         if task is None or is_too_soon:
             return False
-        if unknown := set(entry.devices) - set(self.devices):
+        if place_of(entry.devices):
+            command = follow_command(run_dir, entry.devices[0], entry.launch or settings_of(run_dir))
+        elif unknown := set(entry.devices) - set(self.devices):
             hint = f"Cancel it, then resume it on one of {', '.join(self.devices)}."
             raise RunError(f"Queued for {', '.join(sorted(unknown))}, which is not on this machine. {hint}")
-        command = task.command(run_dir, entry.resume, entry.devices)
-        environment = _environment(command, entry.devices, run_dir.read_run()["config"])
+        else:
+            command = task.command(run_dir, entry.resume, entry.devices)
+        environment = environment_of(command, entry.devices, run_dir.read_run()["config"])
         self.state.add_started(run.id)
         self.runs.notes.pop(run.id, None)
         spec = LaunchSpec(
@@ -331,7 +358,7 @@ class Queue:
             argv=command.argv,
             cwd=str(command.cwd) if command.cwd else None,
             checkout=str(command.checkout or ""),
-            locks=[str(self._lock_of(device)) for device in entry.devices],
+            locks=[str(self._lock_of(device)) for device in entry.devices if device in self.devices],
             trainer="" if task.writes_events else task.name,
         )
         with (self.locks_dir / "supervisors.log").open("ab") as log:
@@ -366,16 +393,3 @@ class Queue:
         """Repeat a stop request until the run is over: an engine that is loading deletes old ones."""
         if request := StopRequest.read(run_dir.path):
             request_stop(run_dir, save=request.kind == "stop")
-
-
-def _environment(command: Command, devices: Sequence[str], config: Any) -> dict[str, str]:
-    """The run's environment: ours, the secrets, the trainer's variables and the visible GPUs.
-
-    Raises:
-        ConfigError: the run may need a secret, and the secrets file cannot be read.
-    """
-    gpus = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
-    # nvidia-smi counts GPUs in bus order, CUDA by default the fastest first.
-    visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    ours = environ_for_processes(needs_secrets=may_need_secrets(config))
-    return {**ours, **command.env, **(visible if devices else {})}

@@ -24,7 +24,7 @@ from flowloom.server.runs.processes import living_process
 from flowloom.server.runs.store import RunStore
 from flowloom.server.runs.view import RunView, view_of
 
-_WATCHED = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
+_WATCHED = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json", "launch/job.json")
 _log = logging.getLogger("flowloom")
 
 

@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from flowloom.files import open_plain, read_json, whole_text
 from flowloom.json_types import is_object
+from flowloom.launchers.base import JobState
+from flowloom.launchers.jobs import read_record
 from flowloom.locks import is_held
 from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.run.events import last_kept_step
@@ -64,6 +66,15 @@ class RunProblem(BaseModel):
     hint: Text
 
 
+class JobView(BaseModel):
+    """A run's job on a cluster, as of the last time that the cluster's tool was asked."""
+
+    launcher: Text = Field(examples=["slurm"])
+    job_id: Text = Field(examples=["1234"])
+    state: JobState = Field(description="Of the job, not of the run.")
+    detail: Text = Field(examples=["PENDING (Resources)"])
+
+
 class RunView(BaseModel):
     """State and progress of a run."""
 
@@ -92,6 +103,7 @@ class RunView(BaseModel):
     )
     error: RunProblem | None = None
     note: Text | None = Field(None, description="Why it waits, other than for its turn.")
+    job: JobView | None = Field(None, description="Its newest job on a cluster.")
 
 
 def view_of(path: Path) -> RunView:
@@ -135,7 +147,7 @@ def _view(path: Path) -> RunView:
     )
     newest = next(iter(checkpoints_of(run_dir, content)), None)
     checkpoint = newest.name if newest else None
-    idle = view.state not in ACTIVE
+    idle, job = view.state not in ACTIVE, _job(run_dir)
     return view.model_copy(
         update={
             "devices": _devices(entry, record, content["config"], is_running=is_running),
@@ -143,10 +155,19 @@ def _view(path: Path) -> RunView:
             "pid": _pid(run_dir, record) if is_running else None,
             "checkpoint": checkpoint,
             "can_resume": view.state in RESUMABLE,
+            "job": job,
+            **({"phase": "pending"} if job and job.state == "pending" and is_running else {}),
             "starts_over": view.state in RESUMABLE and newest is None and view.trainer in TRAINERS,
             "error": _problem(path, view.state, events, checkpoint) if idle else None,
         }
     )
+
+
+def _job(run_dir: RunDir) -> JobView | None:
+    record = read_record(run_dir)
+    if record is None:
+        return None
+    return JobView(launcher=record.launcher, job_id=record.job_id, state=record.state, detail=record.detail)
 
 
 def _kind(name: Any) -> TaskKind:
