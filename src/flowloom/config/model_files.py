@@ -12,6 +12,7 @@ from flowloom.config.local_paths import local_problem
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.models.family import family_for
+from flowloom.storage.local_copy import is_url
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, RunConfig)
 
@@ -75,7 +76,8 @@ def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> It
         key, path = f"model.{name}", getattr(model, name)
         # Not set: they were next to the T5 weights, which are gone.
         is_beside = key in cached and key in BESIDE_T5
-        if not is_beside and not (path and key in cached):
+        is_beside |= not path and key in BESIDE_T5 and is_url(model.t5_path)
+        if not is_beside and not (path and key in cached) and not is_url(path):
             yield from _missing(key, path, file.title)
     folder, key = Path(model.t5_tokenizer_path), "model.t5_tokenizer_path"
     is_there = model.t5_tokenizer_path and folder.is_dir() and key not in cached

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from flowloom.config.remote_models import with_local_models
 from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
 from flowloom.model_library.requirements import unfit_adapter, unfit_base
@@ -20,7 +21,7 @@ from flowloom.models.adapters.read import read_adapter
 from flowloom.models.family import ModelFamily, detect, family_for
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import versions
-from flowloom.run.model_source import base_around, config_around
+from flowloom.run.model_source import config_around
 
 
 def export_adapter(
@@ -42,7 +43,7 @@ def export_adapter(
         RunError: `source` holds no adapter.
         WeightsError: the file is no known adapter, or needs a base model that is missing.
     """
-    base = base or base_around(source)
+    base = base or _base_of(source)
     family = _family(source, base)
     path = _find_adapter(source, weights, family)
     state, meta = read_adapter(path, family)
@@ -54,6 +55,12 @@ def export_adapter(
     said = adapter_metadata(meta, config, dataset, versions())
     save_adapter(out_path, form, state, meta, said, _weight_of(base) if base else None)
     return meta["notes"]
+
+
+def _base_of(source: Path) -> Path | None:
+    """The base model of the run that contains `source`, downloaded if it is in a store."""
+    config = config_around(source)
+    return with_local_models(config).model.network_path if config else None
 
 
 def _family(source: Path, base: Path | None) -> ModelFamily | None:
@@ -96,7 +103,7 @@ def merge_adapter(
         RunError: `source` holds no adapter, or its base is unknown.
         WeightsError: the adapter does not fit the base.
     """
-    base = base or base_around(source)
+    base = base or _base_of(source)
     path = _find_adapter(source, weights, _family(source, base))
     if base is None:
         raise RunError(f"the base model of {path} is unknown: name it with --base FILE.")

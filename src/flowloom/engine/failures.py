@@ -76,6 +76,8 @@ def is_lost_rank(error: BaseException) -> bool:
 def _damaged_base(run_dir: RunDir) -> WeightsError | None:
     """The fault of the base model in a run whose first loss is not finite; None if it has none."""
     path = run_dir.read_config().model.network_path
+    if not path.exists():  # in a store
+        return None
     for name, weight in open_weights(path).items():
         if not torch.isfinite(weight.float()).all():
             return WeightsError(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from flowloom.config.remote_models import with_local_models
 from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import (
     ConditioningCache,
@@ -98,6 +99,7 @@ def fill(
         ConfigError, DataError, WeightsError: something it names is missing or does not fit.
     """
     _require_disk(config)
+    config = with_local_models(config)
     device = choose_device(config.parallel.device)
     if device.type == "cuda" and world_size > 1:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())

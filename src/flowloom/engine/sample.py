@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from flowloom.config.remote_models import with_local_models
 from flowloom.config.run import RunConfig
 from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_precision, load_encoders, load_network
@@ -111,4 +112,5 @@ def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, 
             f"{path}: a weights file does not name the encoders. Add a configuration that does: "
             "--config CONFIG.json."
         )
+    config = with_local_models(config)
     return (config, config.model.network_path, [(path, 1.0)]) if is_adapter(path) else (config, path, [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from flowloom.config.run import RunConfig
 from flowloom.errors import FlowloomError, Problem
 from flowloom.run.directory import RunDir
+from flowloom.storage.local_copy import is_url
 
 
 def config_around(source: Path) -> RunConfig | None:
@@ -23,9 +24,15 @@ def config_around(source: Path) -> RunConfig | None:
 
 
 def base_around(source: Path) -> Path | None:
-    """The base model of our engine's run that contains `source`; None if there is none."""
+    """The base model of our engine's run that contains `source`; None if there is none on this machine."""
     config = config_around(source)
-    return config.model.network_path if config else None
+    return config.model.network_path if config and not is_base_in_store(source) else None
+
+
+def is_base_in_store(source: Path) -> bool:
+    """True if the base model of the run that contains `source` is named by URL."""
+    config = config_around(source)
+    return bool(config) and is_url(config.model.path or config.model.chroma_path)
 
 
 def name_of(source: Path) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 from flowloom.errors import Problem
 from flowloom.model_library.requirements import unfit_adapter, unfit_base
 from flowloom.models.family import detect
-from flowloom.run.model_source import base_around, name_of, out_problems, source_problems
+from flowloom.run.model_source import base_around, is_base_in_store, name_of, out_problems, source_problems
 from flowloom.schema import Section
 from flowloom.tasks.base import FunctionTask, Progress
 
@@ -56,6 +56,8 @@ def _export_problems(config: ExportConfig) -> list[Problem]:
 def _merge_problems(config: MergeConfig) -> list[Problem]:
     problems = [*_source_problems(config), *out_problems(config.out_path)]
     base = base_of(config)
+    if base is None and is_base_in_store(Path(config.source_path)):
+        return problems
     if base is None:
         return [
             *problems,

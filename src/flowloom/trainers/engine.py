@@ -9,6 +9,7 @@ from typing import Any
 
 from flowloom.config.flow_format.read import load_config
 from flowloom.config.flow_format.translate import refused_secrets
+from flowloom.config.remote_models import with_model_headers
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
 from flowloom.json_types import is_object
@@ -109,7 +110,8 @@ class Flow(TrainerBackend):
         model = config.get("model")
         problems = refused_secrets(config)
         try:
-            return [*problems, *unfit_for(load_config(config, [], Path("config"), with_files=True).config)]
+            loaded = load_config(config, [], Path("config"), with_files=True)
+            return [*problems, *unfit_for(with_model_headers(loaded.config))]
         except ConfigError as error:
             unfit = unfit_models(model) if is_object(model) else ()
             return [*problems, *error.problems, *unfit]

@@ -20,6 +20,7 @@ from flowloom.config.flags import Laid, Overrides, apply_flags
 from flowloom.config.flow_format.keys import FLOW_KEYS
 from flowloom.config.flow_format.translate import general_name, refuse_foreign, translate
 from flowloom.config.model_files import cached_files, missing_files, resolve_paths, with_reason
+from flowloom.config.remote_models import model_with_headers
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.config.secrets import usable_secrets
 from flowloom.config.unused_keys import idle_keys
@@ -27,6 +28,7 @@ from flowloom.config.validation import Place, booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.json_types import is_array, is_object
 from flowloom.models.family import family_for
+from flowloom.storage.base import StorageSection
 from flowloom.text_files import read_text
 
 
@@ -168,10 +170,17 @@ def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid
     dataloader = DataloaderSection.model_validate(valid.get("dataloader", {}))
     datasets = [DatasetSection.model_validate(section) for section in valid.get("datasets", [])]
     folder = source.parent
+    unreadable: Sequence[Problem] = ()
+    try:
+        model = model_with_headers(model, StorageSection.model_validate(valid.get("storage", {})))
+    except ConfigError as error:
+        unreadable = error.problems
+    config = config.model_copy(update={"model": model}) if config else None
     absolute = [resolve_paths(section, folder) for section in datasets]
     sections = (resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
     missing = missing_files(*sections, cached_files(config) if config else ())
-    return _placed([with_reason(problem, config) for problem in missing] if config else missing, laid)
+    explained = [with_reason(problem, config) for problem in missing] if config else missing
+    return _placed([*unreadable, *explained], laid)
 
 
 def _notes(config: RunConfig, secrets: dict[str, str]) -> list[str]:

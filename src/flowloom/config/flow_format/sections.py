@@ -142,7 +142,7 @@ class DataloaderSection(Section):
 
 
 class ModelSection(Section):
-    """FLOW's `model`: paths of the model files."""
+    """FLOW's `model`: paths of the model files and folders, or URLs (s3://, gs://, az://, https://)."""
 
     family: FamilyName = "auto"
     """Family of the network at `path`; `auto` recognizes it by the file's header."""

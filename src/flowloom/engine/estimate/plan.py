@@ -14,6 +14,7 @@ import torch
 
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.model_files import cached_files
+from flowloom.config.remote_models import with_model_headers
 from flowloom.config.run import ADAPTERS, InferenceSection, RunConfig
 from flowloom.config.unused_keys import idle_keys
 from flowloom.data.buckets import LEFT_OUT
@@ -64,7 +65,7 @@ class Plan:
 
 def make_plan(loaded: LoadedConfig) -> Plan:
     """The plan of the run that `loaded` describes; nothing is written and no weight is read."""
-    config = loaded.config
+    config = with_model_headers(loaded.config)
     plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
     plan.sections.append(("networks", _network_rows(plan, config)))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.config.remote_models import with_model_headers
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.cache.setup import kept_captions
@@ -108,7 +109,7 @@ class Preflight:
 
 def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
     """Estimate the run of `loaded`; no weight is read and nothing is written."""
-    config = loaded.config
+    config = with_model_headers(loaded.config)
     found = Preflight(make_plan(loaded))
     dataset = found.plan.dataset or _quietly(lambda: open_dataset(config))
     networks = found.plan.networks or _quietly(lambda: Networks.from_config(config))
