@@ -109,9 +109,7 @@ def _fill(config: RunConfig) -> int:
 
     # Set by torchrun: each of several processes fills its share.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # The first process shows the progress for all.
-    show = _progress if rank == 0 else lambda _unit, _done, _total: None
-    filled = fill(config, show, rank=rank, world_size=world_size)
+    filled = fill(config, _progress, rank=rank, world_size=world_size)
     share = f" (share {rank + 1} of {world_size})" if world_size > 1 else ""
     print(f"cached     {filled.images:,} images, {filled.captions:,} captions in {config.cache.dir}{share}")
     if filled.seconds:
@@ -127,7 +125,8 @@ def _fill(config: RunConfig) -> int:
 
 
 def _progress(unit: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
+    # The first of several processes shows it for all.
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         sys.stderr.write(f"\r{unit:<10} {done:,} of {total:,}\x1b[K")
         sys.stderr.flush()
 

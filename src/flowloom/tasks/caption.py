@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +11,11 @@ from flowloom.errors import Problem
 from flowloom.schema import ui
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.tagging.config import MODEL, REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flowloom.tasks.tagging.captioner import CaptionWriter
 
 WEIGHTS = "model*.safetensors"
 """Pickles are never opened."""
@@ -83,11 +89,11 @@ def _caption(config: CaptionConfig, progress: Progress) -> None:
     from flowloom.tasks.tagging.models import find_model
     from flowloom.tasks.tagging.run import describe
 
-    def load() -> CaptionWriter:
+    def find() -> Callable[[], CaptionWriter]:
         model = find_model(config, [WEIGHTS] if config.model_path else FILES, progress)
-        return CaptionWriter(model.folder, config, model.about)
+        return partial(CaptionWriter, model.folder, config, model.about)
 
-    describe(config, progress, load)
+    describe(config, progress, find)
 
 
 CAPTION = FunctionTask(

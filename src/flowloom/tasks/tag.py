@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +11,11 @@ from flowloom.errors import Problem
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.tagging.config import MODEL as MODEL_GROUP
 from flowloom.tasks.tagging.config import REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flowloom.tasks.tagging.wd14 import Wd14Tagger
 
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
 """Files of a tagger."""
@@ -72,11 +78,11 @@ def _tag(config: TagConfig, progress: Progress) -> None:
     from flowloom.tasks.tagging.run import describe
     from flowloom.tasks.tagging.wd14 import Wd14Tagger
 
-    def load() -> Wd14Tagger:
+    def find() -> Callable[[], Wd14Tagger]:
         model = find_model(config, [f"{MODEL}*", LABELS], progress)
-        return Wd14Tagger(model.folder, config, model.about | {"kind": "wd14"})
+        return partial(Wd14Tagger, model.folder, config, model.about | {"kind": "wd14"})
 
-    describe(config, progress, load)
+    describe(config, progress, find)
 
 
 TAG = FunctionTask(

@@ -195,6 +195,41 @@ def test_a_run_killed_and_resumed_does_nothing_twice_and_loses_nothing(
 
 
 @pytest.mark.slow
+def test_processes_describe_every_image_once_and_a_killed_one_only_interrupts_the_run(
+    runs: Runs, tagger: Path, tmp_path: Path
+):
+    number = 900
+    folder = paint(tmp_path / "many", **{f"p{i:03d}": (RED, GREEN, BLUE)[i % 3] for i in range(number)})
+    (folder / "p001.png").write_bytes(b"no image")
+    config = {"data_path": str(folder), "model_path": str(tagger), "batch_size": 2}
+    run_dir = runs.new("tag", **config, processes=2)
+    notes = run_dir.path / CHANGES
+    process = subprocess.Popen(ALL["tag"].command(run_dir, resume=True).argv, env=os.environ)
+    wait_for(lambda: notes.exists() and notes.read_bytes().count(b"\n") > 5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [
+        pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    assert process.wait(60) == 2
+    assert "One of 2 processes was ended" in events_of(run_dir, "failed")[-1]["message"]
+    wait_for(lambda: not Path(f"/proc/{workers[0]}").exists())
+    seen = notes.read_bytes().count(b"\n")
+    assert seen < number - 1
+    result = runs.resume(run_dir)
+    assert (result["num_written"], result["num_unusable"]) == (number - 1, 1)
+    assert result["model"]["processes"] == 2
+    places = [json.loads(line)["place"] for line in notes.read_text().splitlines()]
+    assert len(places) == len(set(places)) == number - 1
+    found = snapshot(folder)
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    runs("tag", **config)
+    assert snapshot(folder) == found
+
+
+@pytest.mark.slow
 def test_a_requested_stop_happens_between_batches_and_the_run_continues(
     runs: Runs, tagger: Path, tmp_path: Path
 ):

@@ -41,6 +41,9 @@ class DescribingConfig(Section):
         description="Describe only this many images, spread over the dataset, and write nothing.",
     )
     batch_size: Annotated[int, MODEL] = Field(8, ge=1, description="Images described at once.")
+    processes: Annotated[int, MODEL] = Field(
+        1, ge=1, description="Processes that describe images, one for each GPU, each with the model."
+    )
     max_megapixels: Annotated[float, Field(gt=0), ui(unit="megapixels", group="Images")] = Field(
         100.0, description="Larger images are treated as decompression bombs and reported as unusable."
     )

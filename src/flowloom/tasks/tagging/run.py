@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from flowloom.datasets.build.items import Unusable, reason_of
+from flowloom.datasets.build.items import Unusable
 from flowloom.datasets.captions.journal import Journal, pending
 from flowloom.datasets.captions.store import CaptionError, CaptionRef, CaptionStore, Change, Written
-from flowloom.errors import ConfigError, DataError, Problem, RunError, SourceError, StoreDenied, Unavailable
+from flowloom.errors import ConfigError, DataError, Problem, RunError
 from flowloom.run.directory import RunDir
 from flowloom.tasks.base import Progress
 from flowloom.tasks.restore_captions import CHANGES, RestoreConfig
+from flowloom.tasks.tagging.batches import (
+    Batch,
+    Existing,
+    Prepared,
+    existing_captions,
+    in_batches,
+    names_of,
+    prepare_all,
+    usable_of,
+)
 from flowloom.tasks.tagging.config import DescribingConfig
 from flowloom.tasks.tagging.image_sets import FolderImages, ImageSet, JsonlImages, Target
 from flowloom.tasks.tagging.merging import Description, merged
+from flowloom.tasks.tagging.processes import Answer, Captioner, Load, captioner_processes
 
 NAMED = 1000
 """Images that the result names, of each kind."""
-
-
-class Captioner(Protocol):
-    """A model that describes images."""
-
-    about: dict[str, Any]
-    """The model, for the result."""
-
-    def prepare(self, image: bytes) -> Any:
-        """The model's input for an image; called by several threads.
-
-        Raises:
-            ImageError: the image is damaged, too large, or not an image.
-        """
-        ...
-
-    def describe(self, images: Sequence[Any], names: Sequence[str]) -> list[Description]:
-        """The description of each image."""
-        ...
-
-
-@dataclass(frozen=True)
-class Existing:
-    """A place of the store as it is before the run."""
-
-    place: str
-    data: bytes | None
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An image that can be described."""
-
-    target: Target
-    existing: list[Existing]
-    image: Any
 
 
 @dataclass
@@ -90,8 +60,8 @@ def open_images(data_path: Path, image_folder: str, suffix: str) -> ImageSet:
     return FolderImages(data_path, suffix)
 
 
-def describe(config: DescribingConfig, progress: Progress, load: Callable[[], Captioner]) -> None:
-    """Describe the images of `config` with the model that `load` loads, and write result.json.
+def describe(config: DescribingConfig, progress: Progress, find: Callable[[], Load]) -> None:
+    """Describe the images of `config` with the model that `find` finds, and write result.json.
 
     A change is in the run's journal before it is in the dataset: a resumed run repeats no image of the
     journal, and first writes captions that a killed process did not.
@@ -107,7 +77,7 @@ def describe(config: DescribingConfig, progress: Progress, load: Callable[[], Ca
             first = f" {images.unusable[0].where}: {images.unusable[0].reason}." if images.unusable else ""
             raise DataError(f"{config.data_path}: no image to describe.{first}")
         session = Session(config, progress, images, journal, len(targets))
-        session.save(session.work(targets, load))
+        session.save(session.work(targets, find))
 
 
 class Session:
@@ -127,7 +97,7 @@ class Session:
         for unusable in images.unusable:
             self._skip(unusable)
 
-    def work(self, targets: list[Target], load: Callable[[], Captioner]) -> dict[str, Any]:
+    def work(self, targets: list[Target], find: Callable[[], Load]) -> dict[str, Any]:
         """Describe the remaining images; returns `about` of the model, empty if none was needed."""
         if self.images.writes_at_once and not self.config.preview:
             self._write_pending()
@@ -135,10 +105,7 @@ class Session:
         about: dict[str, Any] = {}
         if remaining:
             self.progress.phase("loading the model")
-            captioner = load()
-            about = captioner.about
-            self.progress.phase("previewing" if self.config.preview else "describing")
-            self._describe_all(remaining, captioner, len(targets))
+            about = self._describe_with(find(), remaining, len(targets))
         if not self.images.writes_at_once and self.journal.offsets:
             self.progress.phase("writing")
             self._write_pending()
@@ -171,39 +138,70 @@ class Session:
         except (DataError, OSError):
             return False  # reported when the image is prepared
 
-    def _describe_all(self, remaining: list[Target], captioner: Captioner, num_images: int) -> None:
-        total = len(remaining) if self.config.preview else num_images
-        done = total - len(remaining)
-        prepared = _prepare_all(self.images, remaining, captioner, self.config.batch_size)
+    def _describe_with(self, load: Load, remaining: list[Target], num_images: int) -> dict[str, Any]:
+        """Describe images in this process or in several others; returns `about` of the model."""
+        size, count = self.config.batch_size, self.config.processes
+        if count == 1:
+            captioner = load()
+            prepared = prepare_all(self.images, remaining, captioner.prepare, 2 * size)
+            answers = _answers(captioner, in_batches(prepared, size))
+            self._take_all(prepared, answers, len(remaining), num_images)
+            return captioner.about
+        with captioner_processes(load, count) as captioners:
+            prepared = prepare_all(self.images, remaining, _as_stored, 2 * size * count)
+            answers = captioners.describe_all(
+                (batch, [image.image for image in usable_of(batch)], names_of(batch))
+                for batch in in_batches(prepared, size)
+            )
+            self._take_all(prepared, answers, len(remaining), num_images)
+            return captioners.about
+
+    def _take_all(
+        self,
+        prepared: Generator[Prepared | Unusable],
+        answers: Iterable[tuple[Batch, Sequence[Answer]]],
+        num_remaining: int,
+        num_images: int,
+    ) -> None:
+        """Record the answers to every batch; after a stop request, those of the batches on their way."""
+        self.progress.phase("previewing" if self.config.preview else "describing")
+        total = num_remaining if self.config.preview else num_images
+        done = total - num_remaining
         num_usable = 0
-        while batch := list(islice(prepared, self.config.batch_size)):
-            usable = [image for image in batch if isinstance(image, Prepared)]
-            for image in batch:
-                if isinstance(image, Unusable):
-                    self._skip(image)
-            if usable:
-                names = [image.target.name for image in usable]
-                self._take(usable, captioner.describe([image.image for image in usable], names))
-            num_usable += len(usable)
+        for batch, of_batch in answers:
+            described = self._described(batch, of_batch)
+            if described:
+                self._take(described)
+            num_usable += len(described)
             done += len(batch)
             self.progress.step(done, total)
             if self.progress.is_stopped():
                 prepared.close()
-        if not num_usable and len(remaining) == num_images and not self.progress.is_stop_requested:
+        if not num_usable and num_remaining == num_images and not self.progress.is_stop_requested:
             first = self.outcome.unusable[0]
             raise DataError(f"no image can be used. The first: {first.where}: {first.reason}.")
+
+    def _described(self, batch: Batch, answers: Iterable[Answer]) -> list[tuple[Prepared, Description]]:
+        """The images that were described; the others are reported."""
+        described: list[tuple[Prepared, Description]] = []
+        of_usable = iter(answers)
+        for image in batch:
+            answer = image if isinstance(image, Unusable) else next(of_usable)
+            if isinstance(image, Prepared) and isinstance(answer, Description):
+                described.append((image, answer))
+            elif isinstance(image, Prepared):
+                self._skip(Unusable(image.target.name, str(answer)))
+            else:
+                self._skip(image)
+        return described
 
     def _skip(self, unusable: Unusable) -> None:
         self.outcome.unusable.append(unusable)
         if len(self.outcome.unusable) <= NAMED:
             self.progress.emit("skipped", file=unusable.where, line=0, reason=unusable.reason)
 
-    def _take(self, batch: list[Prepared], descriptions: list[Description]) -> None:
-        changes = [
-            change
-            for image, description in zip(batch, descriptions, strict=True)
-            for change in self._changes(image, description)
-        ]
+    def _take(self, described: list[tuple[Prepared, Description]]) -> None:
+        changes = [change for image, description in described for change in self._changes(image, description)]
         if self.config.preview:
             return
         self.journal.add(changes)
@@ -275,49 +273,16 @@ def _known_model(run_dir: RunDir) -> dict[str, Any]:
         return {}
 
 
-def _prepare_all(
-    images: ImageSet, targets: list[Target], captioner: Captioner, batch_size: int
-) -> Generator[Prepared | Unusable]:
-    """Each image as input of the model, in order, prepared by threads a few batches ahead."""
-
-    def prepare(target: Target) -> Prepared | Unusable:
-        try:
-            existing = existing_captions(images.store, target)
-            return Prepared(target, existing, captioner.prepare(images.image(target)))
-        except (Unavailable, StoreDenied):
-            raise  # the whole store is unavailable, not this image
-        except (DataError, SourceError) as error:
-            return Unusable(target.name, str(error))
-        except OSError as error:
-            return Unusable(target.name, reason_of(error))
-
-    waiting: deque[Future[Prepared | Unusable]] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="images") as pool:
-        try:
-            for target in targets:
-                waiting.append(pool.submit(prepare, target))
-                if len(waiting) > 2 * batch_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _answers(captioner: Captioner, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Description]]]:
+    """Each batch with the descriptions of its usable images."""
+    for batch in batches:
+        images = [image.image for image in usable_of(batch)]
+        yield batch, captioner.describe(images, names_of(batch)) if images else []
 
 
-def existing_captions(store: CaptionStore, target: Target) -> list[Existing]:
-    """The captions that an image has.
-
-    Raises:
-        DataError: one cannot be read.
-    """
-    result: list[Existing] = []
-    for place in target.places:
-        data = store.read(place)
-        caption = store.caption(place, data)
-        if caption.problem:
-            raise DataError(f"its caption cannot be read: {caption.problem}")
-        result.append(Existing(place, data, caption.texts))
-    return result
+def _as_stored(image: bytes) -> bytes:
+    """The input of a model in another process, which prepares it there."""
+    return image
 
 
 def write(store: CaptionStore, changes: Iterable[Change], hint: str) -> Written:
