@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { type Draft, loadDraft, saveDraft, withoutSecrets } from "@/lib/draft";
+import { type Draft, EMPTY_DRAFT, loadDraft, saveDraft, withoutSecrets } from "@/lib/draft";
 
 function storage() {
   const kept = new Map<string, string>();
@@ -9,7 +9,7 @@ function storage() {
   };
 }
 
-const draft = (name: string, config = {}): Draft => ({ name, preset: null, devices: [], config });
+const draft = (name: string, config = {}): Draft => ({ ...EMPTY_DRAFT, name, config });
 
 /** A tab: its own session storage, and the local storage of all tabs. */
 const sit = (session: ReturnType<typeof storage>) => vi.stubGlobal("sessionStorage", session);

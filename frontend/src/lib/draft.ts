@@ -1,14 +1,16 @@
 import { isTree, type Json, type Tree } from "./json";
+import { type LaunchFields, ONE_MACHINE } from "./launch";
 
 /** A form's values that differ from the defaults. They survive a reload and navigation. */
 export interface Draft {
   name: string;
   preset: string | null;
   devices: string[];
+  launch: LaunchFields;
   config: Tree;
 }
 
-export const EMPTY_DRAFT: Draft = { name: "", preset: null, devices: [], config: {} };
+export const EMPTY_DRAFT: Draft = { name: "", preset: null, devices: [], launch: ONE_MACHINE, config: {} };
 const SECRET = /^(wandb_key|.*_token|.*(secret|password|api_key).*)$/i;
 
 const keyOf = (trainer: string) => `flowloom.draft.${trainer}`;

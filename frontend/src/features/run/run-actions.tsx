@@ -39,7 +39,7 @@ export function RunActions({ run }: { run: RunView }) {
   const can = (control: string) => controls === undefined || controls.includes(control);
   const isRunning = run.state === "running";
   // A request before the engine's first step would be lost.
-  const isListening = isRunning && (run.step ?? 0) > 0;
+  const isListening = isRunning && (run.step ?? 0) > 0 && run.phase !== "pending";
   const act = (action: Action) =>
     mutate({ action, id: run.id }, { onSuccess: () => action === "delete" && router.push("/runs/") });
   const isBusy = (action: Action) => isPending && variables?.action === action;

@@ -12,6 +12,7 @@ import { type RunStream, useRunStream } from "@/hooks/use-run-stream";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, run as runQuery } from "@/lib/api/queries";
 import { ago, count, duration, figure, mib, moment, rate } from "@/lib/format";
+import { activityOf } from "@/lib/launch";
 import { Checkpoints } from "./checkpoints";
 import { ConfigPanel } from "./config-panel";
 import { GpuCharts } from "./gpu-charts";
@@ -83,7 +84,7 @@ function Lead({ run, live }: { run: RunView; live: RunStream }) {
   return (
     <span className="flex flex-wrap items-center gap-x-3 gap-y-1" aria-live="polite">
       <StateBadge state={run.state} />
-      {run.phase && <span>{run.phase}</span>}
+      {activityOf(run) && <span>{activityOf(run)}</span>}
       {ACTIVE.has(run.state) && live.connection === "lost" && (
         <span className="text-warning">Connection lost. Reconnecting …</span>
       )}

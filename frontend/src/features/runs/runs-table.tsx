@@ -7,6 +7,7 @@ import { RunProgress, runHref } from "@/features/run/run-progress";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE } from "@/lib/api/queries";
 import { ago, duration, figure, moment } from "@/lib/format";
+import { activityOf } from "@/lib/launch";
 
 interface Props {
   runs: RunView[];
@@ -48,7 +49,9 @@ function Row({
       </td>
       <td className="pr-4 max-sm:pr-2">
         <StateBadge state={run.state} />
-        {run.phase && <span className="block pl-3.5 text-xs text-muted-foreground">{run.phase}</span>}
+        {activityOf(run) && (
+          <span className="block pl-3.5 text-xs text-muted-foreground">{activityOf(run)}</span>
+        )}
       </td>
       <td className="w-36 pr-3 max-sm:w-24 sm:pr-6">
         <RunProgress run={run} />

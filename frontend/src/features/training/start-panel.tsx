@@ -3,7 +3,6 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { Button } from "@/components/ui/button";
 import { ErrorAlert } from "@/components/ui/error-alert";
-import { Checkbox } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/panel";
 import { RunNameField } from "@/features/run/run-name-field";
 import { runHref } from "@/features/run/run-progress";
@@ -12,7 +11,9 @@ import { api, Problem, unwrap } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
 import type { Draft } from "@/lib/draft";
+import { clusterOf, launchOf } from "@/lib/launch";
 import { nameProblem } from "@/lib/run-name";
+import { DeviceFields } from "./device-fields";
 
 interface Props {
   trainer: string;
@@ -23,38 +24,6 @@ interface Props {
   onShow: (path: string) => void;
   /** Allowed but unusual settings. */
   hints: Hint[];
-}
-
-function DeviceFields({
-  devices,
-  selected,
-  onChange,
-}: {
-  devices: string[];
-  selected: string[];
-  onChange: (selected: string[]) => void;
-}) {
-  return (
-    <fieldset className="grid gap-1">
-      <legend className="text-sm font-medium">Devices</legend>
-      <div className="flex flex-wrap gap-x-4 gap-y-1">
-        {devices.map((device) => (
-          <label key={device} className="flex h-7 items-center gap-2 text-sm">
-            <Checkbox
-              checked={selected.includes(device)}
-              onChange={(event) =>
-                onChange(
-                  event.target.checked ? [...selected, device] : selected.filter((each) => each !== device),
-                )
-              }
-            />
-            {device}
-          </label>
-        ))}
-      </div>
-      <p className="text-xs text-muted-foreground">None selected: uses the first free device.</p>
-    </fieldset>
-  );
 }
 
 /** Problems as links to their fields; without any, the hints. */
@@ -97,12 +66,19 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   const router = useRouter();
   const client = useQueryClient();
   const { data } = useQuery(queue);
+  // Other trainers run on this machine only.
+  const clusters = trainer === "flow" ? (data?.clusters ?? []) : [];
   const start = useMutation({
     mutationFn: () =>
       unwrap(
         api.POST("/api/{trainer}/train/start", {
           params: { path: { trainer } },
-          body: { name: draft.name.trim() || null, config: draft.config, devices: draft.devices },
+          body: {
+            name: draft.name.trim() || null,
+            config: draft.config,
+            devices: draft.devices,
+            launch: launchOf(draft.launch, clusterOf(draft.devices, clusters)),
+          },
         }),
       ),
     onSuccess: (run) => {
@@ -125,11 +101,14 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
           onChange={(name) => onPatch({ name })}
           isRefused={isNameBad}
         />
-        {devices.length > 1 && (
+        {devices.length + clusters.length > 1 && (
           <DeviceFields
             devices={devices}
+            clusters={clusters}
             selected={draft.devices}
+            launch={draft.launch}
             onChange={(selected) => onPatch({ devices: selected })}
+            onLaunch={(launch) => onPatch({ launch })}
           />
         )}
         <div role="status" className="min-h-5 text-sm">
