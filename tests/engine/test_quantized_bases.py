@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
 from flowloom.engine.estimate.plan import make_plan
+from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SamplingParams
 from flowloom.engine.sample import SampleRequest, sample
+from flowloom.errors import ConfigError
 from flowloom.models.families.flux1 import FAMILY as FLUX1
 from flowloom.models.family import detect
+from flowloom.models.quantized import check_products
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from tests.engine.test_flux1 import released_state
@@ -98,3 +103,25 @@ def test_the_preflight_warns_about_the_rounding(
     (note,) = [note for note in plan.notes if "GGUF weights (Q4_0)" in note]
     assert ("trains all of its weights from there" in note) == (kind == "full")
     assert not plan.problems
+
+
+def test_devices_without_such_products_are_refused_before_loading(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(
+        lora=LORA | {"base_model_quant_level": "8bit"},
+        method={"base_products": "fp8"},
+        model={"chroma_path": "/nonexistent.safetensors"},
+    )
+    message = r"base_products: fp8 needs a CUDA device of compute capability 8\.9 or newer, not cpu\."
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(config, Ranks())
+    assert "\n" not in str(caught.value.problems[0])
+    plan = make_plan(LoadedConfig(config, {}, [], Path("config.json")))
+    assert "method.base_products" in [problem.where for problem in plan.problems]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    check_products("int8", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="fp8 needs"):
+        check_products("fp8", torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"int8 needs a CUDA device .* or the CPU, not mps"):
+        check_products("int8", torch.device("mps"))

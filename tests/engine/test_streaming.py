@@ -42,6 +42,10 @@ ROTATION = {
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": LORA},
     "lora, 8 bits": {"lora": LORA | {"base_model_quant_level": "8bit"}},
+    "lora, int8 products": {
+        "lora": LORA | {"base_model_quant_level": "8bit"},
+        "method": {"base_products": "int8"},
+    },
     "lora, 4 bits": {"lora": LORA | {"base_model_quant_level": "4bit"}},
     "dora": {"lora": LORA, "method": {"kind": "dora"}},
     "lokr": {"lora": LORA, "method": {"kind": "lokr"}},

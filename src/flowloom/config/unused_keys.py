@@ -26,6 +26,8 @@ IDLE: tuple[Idle, ...] = (
     Idle("lora", lambda c: c.method_kind not in ADAPTERS, "with method {method}"),
     Idle(ROTATION, lambda c: c.method_kind != "rotation", "with method {method}"),
     Idle("training.trained_layer_keywords", lambda c: c.method_kind != "keywords", "with method {method}"),
+    Idle("method.base_products", lambda c: c.method_kind not in ADAPTERS, "with method {method}"),
+    Idle("cache.quantized_gib", lambda c: not _is_quantized(c), "without lora.base_model_quant_level"),
     Idle("method.lokr_factor", lambda c: c.method_kind != "lokr", "with method {method}"),
     Idle("ema.device preview.weights", lambda c: c.ema.decay is None, "without ema.decay"),
     Idle(
@@ -72,6 +74,11 @@ IDLE: tuple[Idle, ...] = (
         "with batching.batch_tokens",
     ),
 )
+
+
+def _is_quantized(config: RunConfig) -> bool:
+    is_adapter = config.method_kind in ADAPTERS
+    return is_adapter and config.lora is not None and config.lora.base_model_quant_level != "full"
 
 
 def idle_keys(config: RunConfig) -> Iterator[str]:

@@ -29,9 +29,12 @@ from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import refuse_unfit_models
-from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
+from flowloom.models.adapters.adapter import Adapter, attach
 from flowloom.models.device import choose_device, encoder_dtype
 from flowloom.models.family import Conditioning, family_for
+from flowloom.models.quantized import QuantizedLoad, check_products, form_of, quantize_base
+from flowloom.models.quantized_cache import QuantizedCache, default_folder
+from flowloom.models.weights import Assign
 from flowloom.nn.recompute import Recompute
 from flowloom.storage.base import OnState
 
@@ -100,6 +103,7 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
         torch.set_num_threads(config.parallel.num_threads)
     device = choose_device(config.parallel.device)
     _refuse_offloads(config, device, ranks)
+    check_products(config.method.base_products, device)
     refuse_unfit_models(config, "the configuration")
     precision = choose_precision(config, device)
     dataset = load_dataset(config)
@@ -137,26 +141,34 @@ def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision) -> 
     """The network with its adapter if it trains one: whole, streamed, or sharded over the ranks."""
     attach = partial(_attach_adapter, config)
     if config.parallel.strategy != "fsdp" or ranks.size == 1:
-        path = config.model.network_path
-        return Network(*load_network(config, path, precision.device, precision.compute, attach))
+        path, assign = config.model.network_path, quantized_load(config, precision.device)
+        return Network(*load_network(config, path, precision.device, precision.compute, attach, assign))
     from flowloom.engine.parallel.fsdp import shard_network
 
-    model, adapter, shards = shard_network(config, ranks, precision, attach)
+    model, adapter, shards = shard_network(config, ranks, precision, partial(_attach_over_bits, config))
     if adapter:
         adapter.find_parameters()  # sharded ones are in the place of those that it was made with
     return Network(model, adapter, shards=shards)
 
 
 def load_network(
-    config: RunConfig, path: Path, device: torch.device, dtype: torch.dtype, attach: Callable[[nn.Module], T]
+    config: RunConfig,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    attach: Callable[[nn.Module], T],
+    assign: Assign | None = None,
 ) -> tuple[nn.Module, T, BlockStreamer | None]:
     """The network in `path` for `device`, what `attach` makes of it, and what streams its blocks, if any are.
 
     The streamer has to `adopt` the weights once it is known which of them are trained.
+
+    Args:
+        assign: puts the weights onto the network, see ModelFamily.load_network.
     """
     family, count = family_for(config.model), config.memory.streamed_blocks
     # Through host memory: the device may have no room for the whole network.
-    model = family.load_network(path, torch.device("cpu") if count else device, dtype)
+    model = family.load_network(path, torch.device("cpu") if count else device, dtype, assign)
     attached = attach(model)
     if not count:
         return model, attached, None
@@ -166,12 +178,36 @@ def load_network(
     return model, attached, streamer
 
 
+def quantized_load(config: RunConfig, device: torch.device) -> QuantizedLoad | None:
+    """Loads the base of an adapter in 8 or 4 bits, if `config` asks for it.
+
+    Raises:
+        ConfigError: `device` cannot do this, or a package is missing.
+    """
+    if config.lora is None or config.method_kind not in ADAPTERS:
+        return None
+    # Streamed weights are quantized in host memory.
+    at = torch.device("cpu") if config.memory.streamed_blocks else device
+    check_products(config.method.base_products, device)
+    form = form_of(config.lora.base_model_quant_level, config.method.base_products, at)
+    if form is None:
+        return None
+    most = int(config.cache.quantized_gib * 2**30)
+    return QuantizedLoad(form, QuantizedCache(default_folder(), most) if most else None)
+
+
+def _attach_over_bits(config: RunConfig, model: nn.Module) -> Adapter | None:
+    """`_attach_adapter` on a network whose weights are views of the file, quantized first."""
+    if config.lora and config.method_kind in ADAPTERS:
+        quantize_base(model, config.lora.base_model_quant_level, config.method.base_products)
+    return _attach_adapter(config, model)
+
+
 def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
     kind = config.method_kind
-    if kind not in ("lora", "dora", "lokr"):
+    if kind not in ADAPTERS:
         return None
     assert config.lora is not None
-    quantize_base(model, config.lora.base_model_quant_level)
     lora = config.lora
     with torch.random.fork_rng(devices=[]):
         # The packages draw an adapter's initial values from torch's global stream.

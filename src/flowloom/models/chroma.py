@@ -8,7 +8,7 @@ import torch
 
 from flowloom.errors import WeightsError
 from flowloom.models.chroma_names import is_diffusers, sources
-from flowloom.models.weights import Weights, assign_weights, open_weights
+from flowloom.models.weights import Assign, Weights, assign_weights, open_weights
 from flowloom.nn.chroma import Chroma, ChromaParams, params_from_shapes
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -23,8 +23,10 @@ _OTHERS = {
 }
 
 
-def load_chroma(path: Path, device: torch.device, dtype: torch.dtype) -> Chroma:
-    """The network in `path`, on `device` in `dtype`.
+def load_chroma(
+    path: Path, device: torch.device, dtype: torch.dtype, assign: Assign = assign_weights
+) -> Chroma:
+    """The network in `path`, on `device` in `dtype`, with its weights put there by `assign`.
 
     Raises:
         WeightsError: the file is missing, damaged, or no Chroma.
@@ -33,7 +35,7 @@ def load_chroma(path: Path, device: torch.device, dtype: torch.dtype) -> Chroma:
     params = _params(weights)
     with torch.device("meta"):
         model = Chroma(params)
-    assign_weights(model, weights, device, dtype)
+    assign(model, weights, device, dtype)
     return model
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from flowloom.models.weights import Weights
+    from flowloom.models.weights import Assign, Weights
     from flowloom.nn.recompute import Recompute
 
 AUTO = "auto"
@@ -205,7 +205,12 @@ class ModelFamily(Protocol):
         """The network's tensors in `path` by the names of its parameters, not read yet."""
         ...
 
-    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module: ...
+    def load_network(
+        self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
+    ) -> nn.Module:
+        """The network in `path`; `assign` puts its weights there, by default `assign_weights`."""
+        ...
+
     def blocks(self, network: nn.Module) -> list[tuple[str, nn.Module]]:
         """Every block with its name, in order of execution."""
         ...

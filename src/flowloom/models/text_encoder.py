@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from flowloom.errors import WeightsError
 from flowloom.import_warnings import quiet_imports
 from flowloom.json_types import is_object
-from flowloom.models.quantized import Float8Linear, linear_layers
+from flowloom.models.quantized import assign_quantized, linear_layers
+from flowloom.models.scaled_linear import Float8Linear
 from flowloom.models.tokenizer import EOS, PAD, Tokenize, load_tokenizer
 from flowloom.models.weights import Weights, assign_weights, check_names, open_weights
 
@@ -146,7 +147,7 @@ def load_text_encoder(
     weights = _encoder_weights(open_weights(t5_path))
     check_names(encoder, weights)
     if to_8bit:
-        _assign_in_8bit(encoder, weights, device, dtype)
+        assign_quantized(encoder, weights, linear_layers(encoder), device, dtype, _T5Float8Linear)
     else:
         assign_weights(encoder, weights, device, dtype)
     return TextEncoder(encoder, tokenize, device)
@@ -158,19 +159,6 @@ def _encoder_weights(weights: Weights) -> Weights:
     # The embedding has two names; files have either or both.
     shared = names.pop("shared.weight", None)
     return weights.gathered(names | ({"embed_tokens.weight": shared} if shared else {}))
-
-
-def _assign_in_8bit(encoder: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
-    """`assign_weights`, with 8-bit layers in place of `encoder`'s linear ones, which have no bias."""
-    linears = linear_layers(encoder)
-    for name in linears:
-        encoder.set_submodule(name, nn.Identity())
-    quantized = {f"{name}.weight" for name in linears}
-    others = weights.gathered({name: (name,) for name in weights if name not in quantized})
-    assign_weights(encoder, others, device, dtype)
-    for name, linear in linears.items():
-        linear.weight = nn.Parameter(weights[f"{name}.weight"].to(device), requires_grad=False)
-        encoder.set_submodule(name, _T5Float8Linear(linear))
 
 
 def _read_config(path: Path) -> T5Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
@@ -156,6 +156,10 @@ def check_names(module: nn.Module, weights: Weights) -> None:
         raise WeightsError(
             f"{weights.path}: does not fit {network}: {'; '.join(faults)}. Is it the right file?"
         )
+
+
+Assign = Callable[[nn.Module, Weights, torch.device, torch.dtype], None]
+"""Puts weights onto a module on the meta device, as `assign_weights` does."""
 
 
 def assign_weights(

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowloom.models.adapters.adapter import attach, quantize_base
+from flowloom.models.adapters.adapter import attach
 from flowloom.models.adapters.formats import save_adapter
 from flowloom.models.adapters.read import load_onto, read_adapter
 from flowloom.models.chroma_names import from_diffusers
+from flowloom.models.quantized import quantize_base
 from tests.models.adapters.comfyui import loaded_as_comfyui_does
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

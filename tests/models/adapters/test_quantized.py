@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from flowloom.errors import ConfigError
-from flowloom.models.adapters.adapter import attach, quantize_base
-from flowloom.models.quantized import Float8Linear
+from flowloom.models.adapters.adapter import attach
+from flowloom.models.quantized import quantize_base
+from flowloom.models.scaled_linear import Float8Linear
 
 LEVELS = pytest.mark.parametrize(("level", "bits"), [("8bit", 8), ("4bit", 4)])
 TARGETS = ["double_blocks", "single_blocks"]

@@ -175,7 +175,7 @@ def _savings(config: RunConfig) -> list[_Saving]:
         _Saving("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
         _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
         _Saving("memory.streamed_blocks", "all", _can_stream),
-        _Saving("lora.base_model_quant_level", "4bit", lambda c: _base_level(c) == "8bit"),
+        _Saving("lora.base_model_quant_level", "4bit", _can_shrink),
         _Saving("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
         _Saving("method.kind", "lora", lambda c: c.method_kind not in ADAPTERS),
         _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
@@ -193,6 +193,10 @@ def _can_stream(config: RunConfig) -> bool:
 
 def _base_level(config: RunConfig) -> str | None:
     return config.lora.base_model_quant_level if config.lora and config.method_kind in ADAPTERS else None
+
+
+def _can_shrink(config: RunConfig) -> bool:
+    return _base_level(config) == "8bit" and config.method.base_products == "wide"
 
 
 def _is_wide(config: RunConfig) -> bool:

@@ -30,6 +30,7 @@ from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
 from flowloom.models.device import choose_device
 from flowloom.models.family import family_for
+from flowloom.models.quantized import check_products
 
 Rows = list[tuple[str, str]]
 T = TypeVar("T")
@@ -116,6 +117,7 @@ def _run_rows(plan: Plan, config: RunConfig, source: Path) -> Rows:
         ("seed", str(config.training.master_seed)),
     ]
     if device:
+        plan.check("method.base_products", lambda: check_products(config.method.base_products, device))
         precision = choose_precision(config, device)
         formats = (str(dtype).removeprefix("torch.") for dtype in (precision.compute, precision.trained))
         rows.append(("device", "{}; frozen weights in {}, trained ones in {}".format(device, *formats)))
@@ -127,6 +129,8 @@ def _method(config: RunConfig) -> str:
     if kind in ADAPTERS and config.lora:
         lora = config.lora
         base = "" if lora.base_model_quant_level == "full" else f", base in {lora.base_model_quant_level}"
+        if config.method.base_products != "wide":
+            base += f", its products in {config.method.base_products}"
         return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_layers)}{base}"
     if kind == "rotation":
         blocks = " and ".join(

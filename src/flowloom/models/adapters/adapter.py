@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.family import family_of
-from flowloom.models.quantized import linear_layers, quantize_base
+from flowloom.models.quantized import linear_layers
 
-__all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight", "quantize_base"]
+__all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight"]
 
 Kind = Literal["lora", "dora", "lokr"]
 

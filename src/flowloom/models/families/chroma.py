@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from flowloom.models.autoencoder import Autoencoder
     from flowloom.models.text_encoder import StatesOnly
-    from flowloom.models.weights import Weights
+    from flowloom.models.weights import Assign, Weights
     from flowloom.nn.chroma import ChromaParams
     from flowloom.nn.recompute import Recompute
 
@@ -123,10 +123,13 @@ class ChromaFamily:
 
         return open_chroma(path)
 
-    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def load_network(
+        self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
+    ) -> nn.Module:
         from flowloom.models.chroma import load_chroma
+        from flowloom.models.weights import assign_weights
 
-        return load_chroma(path, device, dtype)
+        return load_chroma(path, device, dtype, assign or assign_weights)
 
     def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
         return network.blocks()

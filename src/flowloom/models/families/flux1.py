@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowloom.models.text_encoder import TextEncoder
-    from flowloom.models.weights import Weights
+    from flowloom.models.weights import Assign, Weights
     from flowloom.nn.recompute import Recompute
 
 TRAINING_GUIDANCE = 1.0
@@ -190,7 +190,9 @@ class Flux1Family(ChromaFamily):
         weights = open_weights(path).below("model.diffusion_model.", "diffusion_model.")
         return _in_diffusers_names(weights) if "img_in.weight" in weights else weights
 
-    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def load_network(
+        self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
+    ) -> nn.Module:
         import torch
 
         from flowloom.import_warnings import quiet_imports
@@ -200,7 +202,7 @@ class Flux1Family(ChromaFamily):
             from diffusers import FluxTransformer2DModel
         with torch.device("meta"):
             network = FluxTransformer2DModel(**vars(self.sizes(path)))
-        assign_weights(network, self.open_weights(path), device, dtype)
+        (assign or assign_weights)(network, self.open_weights(path), device, dtype)
         return network
 
     def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
