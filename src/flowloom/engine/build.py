@@ -182,13 +182,12 @@ def quantized_load(config: RunConfig, device: torch.device) -> QuantizedLoad | N
     """Loads the base of an adapter in 8 or 4 bits, if `config` asks for it.
 
     Raises:
-        ConfigError: `device` cannot do this, or a package is missing.
+        ConfigError: a package is missing.
     """
     if config.lora is None or config.method_kind not in ADAPTERS:
         return None
     # Streamed weights are quantized in host memory.
     at = torch.device("cpu") if config.memory.streamed_blocks else device
-    check_products(config.method.base_products, device)
     form = form_of(config.lora.base_model_quant_level, config.method.base_products, at)
     if form is None:
         return None
