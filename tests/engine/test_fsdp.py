@@ -54,6 +54,10 @@ CASES: dict[str, dict[str, Any]] = {
     "rotation-reset": {"training": ROTATION, "method": {"rotation_states": "reset"}},
     "lora": {"lora": LORA, "ema": {"decay": 0.9}, "optimizer": {"max_grad_norm": 0.01}},
     "lora-8bit": {"lora": LORA | {"base_model_quant_level": "8bit"}, "memory": {"checkpointed_blocks": 2}},
+    "lora-int8": {
+        "lora": LORA | {"base_model_quant_level": "8bit"},
+        "method": {"base_products": "int8"},
+    },
     "dora": {"lora": LORA, "method": {"kind": "dora"}},
     "lokr": {"lora": LORA, "method": {"kind": "lokr"}},
     "guided": {"training": TRAINING | {"cfg_scale_strength": 2.0}},
@@ -62,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"optimizer": {"kind": "adamw_bf16", "max_grad_norm": 0.01}},
 }
 """Batches of 5, 5 and 4, 5, 3 rows: of some, a rank has nothing."""
-ROUNDED = {"mixed-formats": {"dtype": "bf16"}, "bf16": {"dtype": "bf16"}}
+ROUNDED = {"mixed-formats": {"dtype": "bf16"}, "bf16": {"dtype": "bf16"}, "lora-int8": {}}
 """Number formats in which the order of sums shows."""
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1": (1, {}),

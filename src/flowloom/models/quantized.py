@@ -80,11 +80,9 @@ def quantize_base(model: nn.Module, level: Level, products: Products = "wide") -
     The blocks have 98% of the weights; the layers before and after them are small and sensitive.
 
     Raises:
-        ConfigError: the device cannot do this, or bitsandbytes is missing.
+        ConfigError: bitsandbytes is missing, or has no nf4 for the network's device.
     """
-    device = next(model.parameters()).device
-    check_products(products, device)
-    form = form_of(level, products, device)
+    form = form_of(level, products, next(model.parameters()).device)
     if form:
         for name, linear in quantized_linears(model):
             model.set_submodule(name, form.quantize(linear, linear.weight.dtype))
