@@ -20,12 +20,13 @@ from flowloom.launchers.base import (
     JobState,
     JobStatus,
     ToolMissing,
-    engine,
     launch_dir,
     output_of,
     torchrun,
 )
 from flowloom.run.directory import RunDir
+from flowloom.run.mirror.layout import RUN_JSON, open_mirror, place_of
+from flowloom.storage.base import StorageSection
 
 TASK, PORT = "task.yaml", 29_400
 LAUNCH_S = 1800.0
@@ -49,6 +50,7 @@ class SkyPilot:
         return {TASK: task(run_dir, job, config)}
 
     def submit(self, run_dir: RunDir, job: Job, secrets: Mapping[str, str]) -> str:  # noqa: ARG002
+        store_run(run_dir)
         job_id = f"{run_dir.path.resolve().name}-{random.token_hex(4)}"
         # Without a value: `sky` takes it from the environment.
         given = [word for name in NAMES if name in secrets for word in ("--secret", name)]
@@ -89,27 +91,74 @@ def task(run_dir: RunDir, job: Job, config: Any) -> str:
     setup = job.options.get("setup", f"pip install flowloom=={flowloom.__version__}")
     python = "python" if job.python.startswith("/") else job.python
     on_nodes = Job(job.nodes, job.gpus, job.processes, python=python, join_s=job.join_s)
-    folders = [run_dir.path.resolve(), *_local_paths(config)]
-    return f"""# Written by Flowloom for the run {run_dir.path.resolve().name}.
+    path, paths = run_dir.path.resolve(), _local_paths(config)
+    url = _mirror_url(run_dir, config)
+    mounts = {str(each): str(each) for each in (paths if url else [path, *paths])}
+    return f"""# Written by Flowloom for the run {path.name}.
 resources:
 {_mapping(_resources(job))}
 num_nodes: {job.nodes}
 
-# The run directory, and the local files that its configuration names, at the same paths.
+# The local files that the configuration names, at the same paths{"" if url else ", and the run directory"}.
 file_mounts:
-{_mapping({str(path): str(path) for path in folders})}
+{_mapping(mounts)}
 
 setup: |
 {_indented(setup)}
 
 run: |
   export {LAUNCHED}=skypilot
+{_indented(_restoring(url, python, config) if url else f"run={shlex.quote(str(path))}")}
   # The first node hosts the rendezvous.
   exec {shlex.join(torchrun(on_nodes))} \\
     --rdzv-id "$SKYPILOT_TASK_ID" --rdzv-endpoint "$(echo "$SKYPILOT_NODE_IPS" | head -n 1):{PORT}" \\
     --rdzv-conf "join_timeout={job.join_s},is_host=$((SKYPILOT_NODE_RANK == 0))" \\
-    {shlex.join(engine(run_dir))}
+    -m flowloom.engine "$run"
 """
+
+
+def _mirror_url(run_dir: RunDir, config: Any) -> str | None:
+    """The copy of the run in a bucket, if it has one."""
+    mirror: dict[str, Any] = config.get("mirror") or {}
+    return f"{mirror['url'].rstrip('/')}/{run_dir.path.resolve().name}" if mirror.get("url") else None
+
+
+def _restoring(url: str, python: str, config: Any) -> str:
+    """Commands that download the run from its mirror; only the first machine writes to that."""
+    defaults = StorageSection().model_dump(mode="json")
+    storage: dict[str, Any] = config.get("storage") or {}
+    access = [
+        word
+        for name in ("endpoint", "region", "addressing", "anonymous")
+        if storage.get(name, defaults[name]) != defaults[name]
+        for word in (f"--storage.{name}", str(storage[name]))
+    ]
+    resume = shlex.join([python, "-m", "flowloom.cli.main", "resume", url, "--download-only", *access])
+    return f"""run=$HOME/flowloom-runs/{url.rpartition("/")[2]}
+rm -rf "$run"
+mirror=()
+[ "$SKYPILOT_NODE_RANK" = 0 ] || mirror=(--mirror.url null)
+{resume} --runs-dir "$HOME/flowloom-runs" "${{mirror[@]}}" || exit"""
+
+
+def store_run(run_dir: RunDir) -> None:
+    """Write run.json into the mirror, from where the machines take it.
+
+    Raises:
+        RunError: the mirror has another run, or does not have this run's checkpoints.
+    """
+    config = run_dir.read_config()
+    if not config.mirror.url:
+        return
+    is_known = (run_dir.path / "mirror.json").exists()
+    url = place_of(run_dir, config).url
+    store = open_mirror(url, config.storage)
+    has_run = next(iter(store.list()), None) is not None
+    if has_run and not is_known:
+        raise RunError(f"{url} has another run: choose another --name or mirror.url.")
+    if not has_run and run_dir.latest_checkpoint():
+        raise RunError(f"{url} does not have the checkpoints of {run_dir.path}: resume it here for a step.")
+    store.write(RUN_JSON, run_dir.run_json)
 
 
 def _resources(job: Job) -> dict[str, Any]:
