@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pydantic import ValidationError
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.parallel.strategy import with_strategy
+from flowloom.errors import ConfigError
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.tiny import TINY, random_chroma_weights
 from flowloom.run.directory import RunDir
@@ -75,8 +79,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2x2": (4, {"strategy": "fsdp", "shard_ranks": 2}),
 }
 SHARDED = ("2", "4", "2x2")
-ONLY_ON_TWO = ("rotation-reset", "dora", "lokr", "guided", "flux1", *ROUNDED)
-PAIRS = [(case, layout) for case in CASES for layout in SHARDED if layout == "2" or case not in ONLY_ON_TWO]
+PAIRS = [(case, "2") for case in CASES] + [
+    (case, layout) for case in ("full", "rotation", "lora") for layout in ("4", "2x2")
+]
 RESUMED = [("rotation", "1", "2"), ("full", "2", "4"), ("lora", "2", "2x2"), ("keywords", "2x2", "1")]
 """Half of the steps in one layout, half in another."""
 Runs = dict[tuple[str, ...], RunDir]
@@ -223,3 +228,46 @@ def test_a_run_that_cannot_be_sharded_is_rejected_by_the_key(sections: dict[str,
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate(sections)
     assert f"{where}: " in str(caught.value)
+
+
+@pytest.fixture
+def one_of_two() -> Iterator[Ranks]:
+    """The first of two ranks as far as it can tell; sums over its group of one are its numbers."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 2)
+    torch.distributed.destroy_process_group()
+
+
+LOW_BIT = {"optimizer": {"kind": "adamw8bit"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "free_gib", "strategy"),
+    [
+        ({}, 64, "ranks"),
+        ({}, 0.01, "fsdp"),
+        (LOW_BIT, 0.01, "ranks"),
+        ({"parallel": {"strategy": "ranks"}}, 0.01, "ranks"),
+    ],
+    ids=["fits", "does-not-fit", "cannot-be-sharded", "chosen"],
+)
+def test_auto_shards_only_what_does_not_fit_one_device(
+    make_config: Callable[..., RunConfig],
+    one_of_two: Ranks,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, Any],
+    free_gib: float,
+    strategy: str,
+) -> None:
+    pages = int(2 * free_gib * 2**30 / os.sysconf("SC_PAGE_SIZE"))
+    plain = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_AVPHYS_PAGES" else plain(name))
+    config = make_config(**sections)
+    assert with_strategy(config, one_of_two).parallel.strategy == strategy
+    assert with_strategy(config, Ranks()) == config
+
+
+def test_groups_that_do_not_divide_the_ranks_are_rejected(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config(parallel={"strategy": "fsdp", "shard_ranks": 3})
+    with pytest.raises(ConfigError, match=r"parallel.shard_ranks: 3 does not divide the 4 ranks"):
+        with_strategy(config, Ranks(0, 4))
