@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 CHUNK = 2**19
-"""Elements of a weight that each thread updates at a time: with their moments they stay in the cache."""
+"""Elements that a thread updates at a time: few enough for the cache, many enough to hide Python's time."""
 
 
 class SingleUpdates:
@@ -20,7 +23,7 @@ class SingleUpdates:
         self._groups: dict[int, dict[str, Any]] = {
             id(weight): group for group in optimizer.param_groups for weight in group["params"]
         }
-        self._scratch = torch.empty(0)
+        self._threads: ThreadPoolExecutor | None = None
 
     def step(self, weight: Tensor) -> None:
         """Update `weight`, which has its gradient, and drop the gradient."""
@@ -46,7 +49,10 @@ class SingleUpdates:
         target.copy_(weight)
 
     def _step_in_chunks(self, weight: Tensor, gradient: Tensor, target: Tensor) -> None:
-        """Torch's fused kernel on chunks: conversions then read and write the cache, not memory."""
+        """Torch's fused kernel on chunks: conversions then read and write the cache, not memory.
+
+        Each thread has its own part of the weight; within torch's operators it would wait for the others.
+        """
         group, state = self._groups[id(weight)], self._optimizer.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -55,15 +61,43 @@ class SingleUpdates:
         beta1, beta2 = group["betas"]
         settings: dict[str, Any] = {key: group[key] for key in ("eps", "weight_decay", "amsgrad", "maximize")}
         settings |= {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2}
-        size = CHUNK * torch.get_num_threads()
-        if gradient.dtype != weight.dtype and self._scratch.numel() < size:
-            self._scratch = torch.empty(size)
-        tensors = (weight, state["exp_avg"], state["exp_avg_sq"], gradient, target)
-        chunks = (cast("Sequence[Tensor]", tensor.view(-1).split(size)) for tensor in tensors)
-        for chunk, mean, square, arrived, updated in zip(*chunks, strict=True):
-            same = arrived.dtype == chunk.dtype
-            incoming = arrived if same else self._scratch[: arrived.numel()].copy_(arrived)
-            torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage]
-                [chunk], [incoming], [mean], [square], [], [state["step"]], **settings
-            )
-            updated.copy_(chunk)
+        update = partial(_update_chunks, step=state["step"], settings=settings)
+        tensors = [
+            each.view(-1)
+            for each in (weight.detach(), state["exp_avg"], state["exp_avg_sq"], gradient, target)
+        ]
+        threads = torch.get_num_threads()
+        chunks = -(-weight.numel() // CHUNK)
+        if threads == 1 or chunks == 1:
+            update(tensors)
+            return
+        self._threads = self._threads or _single_threads(threads)
+        size = -(-chunks // threads) * CHUNK
+        parts = zip(*(cast("Sequence[Tensor]", each.split(size)) for each in tensors), strict=True)
+        list(self._threads.map(update, parts))
+
+
+@torch.no_grad()
+def _update_chunks(tensors: Sequence[Tensor], step: Tensor, settings: Mapping[str, Any]) -> None:
+    """Update a flat weight with its two moments from a gradient, and write it to a target."""
+    scratch = torch.empty(0)
+    chunks = (cast("Sequence[Tensor]", each.split(CHUNK)) for each in tensors)
+    for weight, mean, square, arrived, target in zip(*chunks, strict=True):
+        gradient = arrived
+        if arrived.dtype != weight.dtype:
+            scratch = scratch if scratch.numel() else torch.empty_like(weight)
+            gradient = scratch[: arrived.numel()].copy_(arrived)
+        torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage]
+            [weight], [gradient], [mean], [square], [], [step], **settings
+        )
+        target.copy_(weight)
+
+
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes on that thread alone."""
+    started = threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, "host update", torch.set_num_threads, (1,))
+    list(pool.map(lambda _: started.wait(), range(count)))
+    # torch lets threads that begin later use the number that was set last, in any thread.
+    torch.set_num_threads(count)
+    return pool
