@@ -97,7 +97,8 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
     """Threads in each of which torch computes on that thread alone."""
     started = threading.Barrier(count)
     pool = ThreadPoolExecutor(count, "host update", torch.set_num_threads, (1,))
-    list(pool.map(lambda _: started.wait(), range(count)))
+    for waiting in [pool.submit(started.wait) for _ in range(count)]:
+        waiting.result()
     # torch lets threads that begin later use the number that was set last, in any thread.
     torch.set_num_threads(count)
     return pool
