@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import narrow_products
 from benchmarks.full_step import SMALL
 from benchmarks.gpu import Work, measure, mfu, random_network, training_step
 
@@ -30,6 +31,14 @@ def test_a_streamed_step_has_the_loss_of_the_resident_one():
         losses.append([float(step()), float(step())])
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[0][1]
+
+
+def test_narrow_products_are_measured_after_their_errors():
+    measured = narrow_products.measure(torch.device("cpu"), (24, 64, 128), lambda layer: layer)
+    assert measured.correct
+    assert measured.ratio
+    assert set(measured.detail["seconds"]) == {"bf16", "int8", "int8, not compiled"}
+    assert 0 < measured.detail["relative_error"]["int8"] < 0.02
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")

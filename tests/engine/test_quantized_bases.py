@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import RunConfig
@@ -18,9 +21,14 @@ from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SamplingParams
 from flowloom.engine.sample import SampleRequest, sample
 from flowloom.errors import ConfigError
+from flowloom.model_library.requirements import unfit_models
+from flowloom.model_library.scan import look
+from flowloom.models.chroma_names import from_diffusers, to_diffusers
+from flowloom.models.families.chroma import FAMILY as CHROMA
 from flowloom.models.families.flux1 import FAMILY as FLUX1
 from flowloom.models.family import detect
 from flowloom.models.quantized import check_products
+from flowloom.models.quantized_cache import default_folder
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from tests.engine.test_flux1 import released_state
@@ -92,6 +100,30 @@ def test_flux1_reads_them_too(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name].float()) for name in theirs)
 
 
+@pytest.mark.parametrize("form", ["nf4", "comfy"])
+def test_a_diffusers_folder_of_quantized_shards_is_read(
+    form: str, tiny_chroma_path: Path, tmp_path: Path
+) -> None:
+    """diffusers' names, whose rows are joined; scales in another shard than their weights."""
+    folder = tmp_path / "pipeline" / "transformer"
+    folder.mkdir(parents=True)
+    (folder.parent / "model_index.json").write_text('{"_class_name": "ChromaPipeline"}')
+    state = {name: tensor.clone() for name, tensor in to_diffusers(open_weights(tiny_chroma_path)).items()}
+    meant = from_diffusers(WRITE[form](tmp_path / "whole.safetensors", state))
+    stored = load_file(tmp_path / "whole.safetensors")
+    where = {name: f"diffusion_pytorch_model-{i % 2}.safetensors" for i, name in enumerate(sorted(stored))}
+    for shard in set(where.values()):
+        save_file({name: tensor for name, tensor in stored.items() if where[name] == shard}, folder / shard)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    found = CHROMA.load_network(folder.parent, torch.device("cpu"), torch.float32).state_dict()
+    assert found.keys() == meant.keys()
+    assert all(torch.equal(found[name], numbers.float()) for name, numbers in meant.items())
+    listed = look(folder)
+    assert (listed.problem, bool(listed.quantized)) == (None, True)
+    assert not unfit_models({"chroma_path": str(folder.parent)})
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_preflight_warns_about_the_rounding(
     kind: str, bases: Callable[[str], dict[str, Path]], make_config: Callable[..., Any]
@@ -103,6 +135,21 @@ def test_the_preflight_warns_about_the_rounding(
     (note,) = [note for note in plan.notes if "GGUF weights (Q4_0)" in note]
     assert ("trains all of its weights from there" in note) == (kind == "full")
     assert not plan.problems
+
+
+@pytest.mark.parametrize(("level", "bits"), [("full", 16), ("8bit", 8), ("4bit", 4)])
+def test_the_preflight_shows_the_size_that_is_kept(
+    level: str, bits: int, tiny_chroma_path: Path, make_config: Callable[..., Any]
+) -> None:
+    config = make_config(lora=LORA | {"base_model_quant_level": level})
+    rows = dict(dict(make_plan(LoadedConfig(config, {}, [], Path("config.json"))).sections)["networks"])
+    if bits == 16:
+        assert "quantized base" not in rows
+        return
+    size, kept = rows["quantized base"].split(" GB, kept in ")
+    num_weights = sum(math.prod(shape) for shape in open_weights(tiny_chroma_path).shapes.values())
+    assert float(size) == pytest.approx(num_weights * bits / 8 / 1e9, abs=0.1)
+    assert kept == f"{default_folder()} for the next start"
 
 
 def test_devices_without_such_products_are_refused_before_loading(

@@ -141,7 +141,7 @@ class QuantizedCache:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], needed: int) -> None:
         self._prune(self._most_bytes - needed)
-        if shutil.disk_usage(self._folder).free < needed + _SPARE_BYTES:
+        if shutil.disk_usage(self._folder).free < 2 * needed + _SPARE_BYTES:
             raise OSError(errno.ENOSPC, "too little space is left", str(self._folder))
         checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         save_weights(path, tensors, {_CHECKSUMS: json.dumps(checksums)})

@@ -41,6 +41,16 @@ def test_weights_are_held_at_that_size(level, bits, make_network) -> None:
             assert (type(module) is nn.Linear) != ("_blocks." in name), name
 
 
+@pytest.mark.parametrize("products", ["int8", "fp8"])
+def test_narrow_products_need_no_more_memory(products, make_network) -> None:
+    sizes = {}
+    for chosen in ("wide", products):
+        network = make_network().to(torch.bfloat16)
+        quantize_base(network, "8bit", chosen)
+        sizes[chosen] = block_bytes(network)
+    assert sizes[products] == sizes["wide"]
+
+
 @LEVELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_network_stays_close_to_itself(level, bits, dtype, make_network, inputs) -> None:

@@ -25,12 +25,14 @@ from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
 from flowloom.engine.estimate.footprint import Networks
 from flowloom.engine.from_cache import META, encoder_keys, missing_from_cache, unless_cached
+from flowloom.engine.memory import QUANTIZED_BYTES
 from flowloom.engine.trainable import trained_blocks
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
 from flowloom.models.device import choose_device
 from flowloom.models.family import family_for
 from flowloom.models.quantized import check_products
+from flowloom.models.quantized_cache import default_folder
 
 Rows = list[tuple[str, str]]
 T = TypeVar("T")
@@ -174,8 +176,21 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
         rows.append(("parameters", f"{total:,}"))
         if networks:
             rows.append(("trained", f"{networks.trained:,}, {networks.trained / total:.2%} of them"))
+            rows += _quantized_rows(config, networks)
             plan.networks = networks if are_all_open else None
     return rows
+
+
+def _quantized_rows(config: RunConfig, networks: Networks) -> Rows:
+    """The size of a quantized base, and the folder that keeps it for the next start."""
+    level = config.lora.base_model_quant_level if config.lora and config.method_kind in ADAPTERS else "full"
+    if level == "full":
+        return []
+    inside = sum(networks.block_sizes)
+    size = inside * QUANTIZED_BYTES[level] + (networks.total - inside) * torch.bfloat16.itemsize
+    is_kept = config.cache.quantized_gib * 2**30 >= size and config.parallel.strategy != "fsdp"
+    kept = f", kept in {default_folder()} for the next start" if is_kept else ""
+    return [("quantized base", f"{size / 1e9:.1f} GB{kept}")]
 
 
 def steps_per_epoch(config: RunConfig, dataset: Dataset) -> int:
