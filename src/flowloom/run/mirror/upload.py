@@ -296,8 +296,10 @@ class Mirror:
         gone = self._removed & self.complete
         keep_last, every = self.keep.keep_last, self.keep.keep_every
         if keep_last != "auto":
-            # Also those from before a resume on another machine, whose disk never had them.
-            gone |= {step for step in steps[:-keep_last] if not (every and step % every == 0)}
+            # Those from before a resume on another machine, whose disk never had them.
+            local = {step_of(folder) for folder in self.run_dir.checkpoints()}
+            older = set(steps[:-keep_last]) - local
+            gone |= {step for step in older if not (every and step % every == 0)}
         gone -= set(steps[-1:])
         return gone | (self._abandoned & self.complete) if self._has_sent else gone
 
