@@ -117,12 +117,14 @@ def test_any_number_of_ranks_makes_the_run_of_one(
     for before, after in zip(expected, found, strict=True):
         for key in ("step", "epoch", "batch", "lr"):
             assert after[key] == before[key]
+        bins, others = ([mean or 0 for mean in event["loss_by_noise_level"]] for event in (before, after))
+        assert others == pytest.approx(bins, rel=1e-5)
         for key in ("loss", "loss_smooth", "grad_norm"):
             assert after[key] == pytest.approx(before[key], rel=1e-5), (before["step"], key)
-    weights, others = tensors_of(one), tensors_of(several)
-    assert weights.keys() == others.keys()
+    weights, changed = tensors_of(one), tensors_of(several)
+    assert weights.keys() == changed.keys()
     for key, weight in weights.items():
-        difference = (others[key].double() - weight.double()).abs()
+        difference = (changed[key].double() - weight.double()).abs()
         # Adam turns a gradient near 0 into a step of full size, in either direction.
         assert difference.max() < 5e-4, key
         assert difference.mean() < 1e-5, key

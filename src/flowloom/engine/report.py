@@ -18,7 +18,6 @@ from flowloom.engine.trackers import Tracker, close_all
 from flowloom.errors import DivergedError
 from flowloom.run.events import EventWriter
 
-NUM_NOISE_BINS = 8
 SMOOTHING = 0.98
 STEPS_BETWEEN_READS = 10
 """Steps whose metrics are read together on an accelerator: each reading makes the CPU wait."""
@@ -137,10 +136,7 @@ class Reporter:
 
 def _by_noise_level(metrics: StepMetrics) -> list[float | None]:
     """Mean loss in each eighth of [0, 1]; None for those without a sample."""
-    losses, levels = metrics.losses.float().cpu(), metrics.noise_level.float().cpu()
-    bins = (levels * NUM_NOISE_BINS).long().clamp(0, NUM_NOISE_BINS - 1)
-    sums = cast("list[float]", torch.zeros(NUM_NOISE_BINS).index_add_(0, bins, losses).tolist())
-    counts = cast("list[int]", torch.bincount(bins, minlength=NUM_NOISE_BINS).tolist())
+    sums, counts = cast("list[list[float]]", metrics.by_noise_level.tolist())
     return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
 

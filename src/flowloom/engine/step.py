@@ -13,6 +13,8 @@ from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.parallel.fillers import fillers_for
 from flowloom.engine.state import TrainState
 
+NUM_NOISE_BINS = 8
+
 
 class StepMetrics(NamedTuple):
     """Metrics of an update, as device tensors: reading one makes the CPU wait, so only the reporter does."""
@@ -27,6 +29,8 @@ class StepMetrics(NamedTuple):
     """(B,) of this rank."""
     lr: float
     """The learning rate that the update used."""
+    by_noise_level: Tensor
+    """(2, `NUM_NOISE_BINS`) of all ranks: for each bin, sum of unweighted losses and number of samples."""
 
 
 def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
@@ -62,5 +66,15 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
         state.position.step += 1
         if state.ema:
             state.ema.update(state.exact_weights, state.position.step)
-    levels = torch.cat([batch.noise_level for batch in batches])
-    return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels, lr)
+    levels, of_rank = torch.cat([batch.noise_level for batch in batches]), torch.cat(losses)
+    # One transfer: waiting for it takes longer than sending it.
+    totals = state.ranks.sum(torch.cat([loss[None], *_in_bins(of_rank, levels)]))
+    bins = totals[1:].view(2, NUM_NOISE_BINS)
+    return StepMetrics(totals[0], grad_norm, of_rank, levels, lr, bins)
+
+
+def _in_bins(losses: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of losses and the number of samples in each bin of noise levels."""
+    bins = (levels * NUM_NOISE_BINS).long().clamp(0, NUM_NOISE_BINS - 1)
+    empty = losses.new_zeros(NUM_NOISE_BINS)
+    return empty.index_add(0, bins, losses), empty.index_add(0, bins, torch.ones_like(losses))
