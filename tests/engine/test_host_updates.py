@@ -60,6 +60,8 @@ def assert_same_updates(ours: list[Any], theirs: list[Any]) -> None:
 def numbers_equal(ours: Any, theirs: Any) -> bool:
     if flatten := getattr(ours, "__tensor_flatten__", None):  # low-bit states: codes and scales
         return all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in flatten()[0])
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(numbers_equal(ours[key], theirs[key]) for key in ours)
     return torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
 
 
