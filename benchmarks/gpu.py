@@ -12,7 +12,9 @@ import torch
 
 from benchmarks.timing import Measured
 from flowloom.config.run import RunConfig
-from flowloom.engine.memory import checkpointed_blocks
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import free_bytes
 from flowloom.engine.objective import LatentBatch, Objective
 from flowloom.engine.offload.streaming import stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
@@ -20,7 +22,7 @@ from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.samplers import SAMPLERS, schedule
-from flowloom.models.adapters.adapter import attach
+from flowloom.models.adapters.adapter import Adapter, attach
 from flowloom.models.families.chroma import FAMILY
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams
 from flowloom.nn.recompute import Recompute
@@ -113,6 +115,18 @@ SAMPLER_STEPS = 20
 """Each with two passes, for guidance."""
 
 
+def _recomputed_blocks(
+    config: RunConfig, model: Chroma, device: torch.device, adapter: Adapter | None
+) -> int:
+    """The number of blocks in the engine's plan for the memory that is free without the network."""
+    sizes = [sum(weight.numel() for weight in block.parameters()) for _, block in model.blocks()]
+    total = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in adapter.parameters.values()) if adapter else total
+    networks = Networks(model.params, total, sizes, trained, autoencoder=0, text_encoder=0)
+    held = sum(weight.nbytes for weight in model.parameters() if weight.device.type == device.type)
+    return plan_memory(config, networks, Machine(device, free_bytes(device) + held)).choice.blocks
+
+
 def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[], torch.Tensor]:
     """One optimizer update, as the engine makes it."""
     optimizer = {"kind": "adamw_lowbit"} if work.method == "full" else {"kind": "adamw"}
@@ -120,18 +134,14 @@ def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[
     data["training"] = {"train_minibatch": work.batch_size}
     data["dataloader"] = {"base_resolution": [work.pixels]}
     data["model"] = {"t5_max_length": 2 * work.text_tokens}
-    data["memory"] = {"checkpointed_blocks": work.recompute}
-    if work.is_streamed:
-        data["memory"]["streamed_blocks"] = "all"
+    data["memory"] = {"checkpointed_blocks": work.recompute, "checkpointed_parts": "block"}
+    data["memory"] |= {"streamed_blocks": "all" if work.is_streamed else 0, "offload_activations": False}
     config = RunConfig(**data)
     adapter = (
         attach(model, "lora", 16, 16, ["double_blocks", "single_blocks"]) if work.method == "lora" else None
     )
     dtype = model.img_in.weight.dtype
-    trained_bytes = 0 if adapter else sum(p.nbytes for p in model.parameters())
-    model.recompute = Recompute(
-        checkpointed_blocks(config, model.params, device, trained_bytes, dtype.itemsize)
-    )
+    model.recompute = Recompute(_recomputed_blocks(config, model, device, adapter))
     precision = Precision(device, dtype, torch.float32 if adapter else dtype)
     streamer = (
         stream_blocks(model, [block for _, block in model.blocks()], device) if work.is_streamed else None

@@ -158,8 +158,14 @@ def test_two_forward_passes_before_a_backward_pass_give_equal_gradients() -> Non
     ("memory", "message"),
     [
         ({"offload_activations": True, "checkpointed_blocks": 0}, "needs memory.checkpointed_blocks above 0"),
-        ({"offload_activations": True, "checkpointed_parts": "ffn"}, "must be block with memory.offload_act"),
-        ({"streamed_blocks": 1, "checkpointed_parts": "ffn"}, "must be block with memory.streamed_blocks"),
+        (
+            {"offload_activations": True, "checkpointed_parts": "ffn"},
+            "must be auto or block with memory.offload_act",
+        ),
+        (
+            {"streamed_blocks": 1, "checkpointed_parts": "ffn"},
+            "must be auto or block with memory.streamed_blocks",
+        ),
     ],
 )
 def test_settings_that_exclude_offloading_are_rejected_with_their_key(

@@ -10,8 +10,12 @@ import torch
 
 from flowloom.cli.main import main
 from flowloom.config.flow_format.read import LoadedConfig
-from flowloom.engine.estimate.footprint import Networks, advise, checkpoint_bytes, memory, with_key
-from flowloom.engine.estimate.preflight import Target, preflight, preflight_text
+from flowloom.engine.estimate.advise import advise, with_key
+from flowloom.engine.estimate.footprint import checkpoint_bytes
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.estimate.preflight import Target, preflight
+from flowloom.engine.estimate.preflight_text import preflight_text
 from flowloom.engine.fill_cache import fill, stats
 from flowloom.engine.memory import HEADROOM
 from flowloom.models.weights import open_weights
@@ -65,10 +69,10 @@ def test_memory_counts_every_weight_once(make_config, tiny_family):
     numbers = sum(torch.Size(shape).numel()
                   for shape in open_weights(tiny_family.chroma_path).shapes.values())  # fmt: skip
     assert networks.total == numbers
-    parts = memory(config, networks, CPU, 10**12).parts
+    parts = plan_memory(config, networks, Machine(CPU, 10**12)).parts
     assert parts["frozen weights"] + parts["trained weights"] == 4 * numbers
     assert parts["gradients"] == parts["trained weights"] == parts["optimizer"] // 2
-    on_gpu = memory(config, networks, CUDA, 10**12).parts
+    on_gpu = plan_memory(config, networks, Machine(CUDA, 10**12)).parts
     assert on_gpu["frozen weights"] == 2 * (networks.total - networks.trained)
     assert on_gpu["text encoder"] == 2 * networks.text_encoder
 
@@ -77,34 +81,38 @@ def test_memory_counts_every_weight_once(make_config, tiny_family):
 def test_a_quantised_base_takes_less(make_config, level):
     config = make_config(method={"kind": "lora"}, lora={"base_model_quant_level": level})
     networks = Networks.from_config(config)
-    whole = memory(make_config(method={"kind": "lora"}), networks, CUDA, 10**12).parts["frozen weights"]
-    smaller = memory(config, networks, CUDA, 10**12).parts["frozen weights"]
+    whole = plan_memory(make_config(method={"kind": "lora"}), networks, Machine(CUDA, 10**12)).parts[
+        "frozen weights"
+    ]
+    smaller = plan_memory(config, networks, Machine(CUDA, 10**12)).parts["frozen weights"]
     assert smaller < {"8bit": 0.7, "4bit": 0.5}[level] * whole
 
 
 def test_blocks_recompute_only_where_they_must(make_config):
     config = make_config(training={"train_minibatch": 64})
     networks = Networks.from_config(config)
-    roomy = memory(config, networks, CPU, 10**12)
-    tight = memory(config, networks, CPU, int(roomy.total / HEADROOM * 0.9))
-    assert roomy.recomputed == 0
-    assert tight.recomputed > 0
+    roomy = plan_memory(config, networks, Machine(CPU, 10**12))
+    tight = plan_memory(config, networks, Machine(CPU, int(roomy.total / HEADROOM * 0.9)))
+    assert roomy.choice == (0, 0, 0, False)
+    assert tight.choice.blocks + tight.choice.ffn > 0
     assert tight.total < roomy.total
 
 
 def test_the_changes_make_it_fit_and_says_by_how_much(make_config):
     config = make_config(training={"train_minibatch": 16}, ema={"decay": 0.99})
     networks = Networks.from_config(config)
-    least = memory(
-        make_config(method={"kind": "lora"}, training={"train_minibatch": 1}), networks, CUDA, 10**12
+    least = plan_memory(
+        make_config(method={"kind": "lora"}, training={"train_minibatch": 1}),
+        networks,
+        Machine(CUDA, 10**12),
     )
     capacity = int(least.total / HEADROOM)
-    changes, is_enough = advise(config, networks, CUDA, capacity)
+    changes, is_enough = advise(config, networks, Machine(CUDA, capacity))
     assert is_enough
     for change in changes:
         config = with_key(config, change.path, change.value)
     after = Networks.from_config(config)
-    assert memory(config, after, CUDA, capacity).total == changes[-1].bytes
+    assert plan_memory(config, after, Machine(CUDA, capacity)).total == changes[-1].bytes
     assert (changes[-1].bytes or 0) <= HEADROOM * capacity
     totals = [change.bytes or 0 for change in changes]
     assert totals == sorted(totals, reverse=True)

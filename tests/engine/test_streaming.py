@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
-from flowloom.engine.estimate.footprint import Networks, advise, memory
+from flowloom.engine.estimate.advise import advise
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import HEADROOM, streamed_blocks
 from flowloom.engine.offload.copies import CpuCopies, copies_to
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
@@ -339,8 +341,9 @@ def test_the_estimate_counts_streamed_weights_on_the_host_and_their_buffers_on_t
 ) -> None:
     config = make_config(lora=LORA, memory={"streamed_blocks": "all"})
     networks, cuda = Networks.from_config(config), torch.device("cuda")
-    parts = memory(config, networks, cuda, 10**12).parts
-    resident = memory(make_config(lora=LORA), networks, cuda, 10**12).parts
+    machine = Machine(cuda, 10**12)
+    parts = plan_memory(config, networks, machine).parts
+    resident = plan_memory(make_config(lora=LORA), networks, machine).parts
     assert parts["streaming buffers"] == 2 * 2 * max(networks.block_sizes)
     assert resident["frozen weights"] - parts["frozen weights"] == 2 * sum(networks.block_sizes)
     assert "streaming buffers" not in resident
@@ -349,15 +352,20 @@ def test_the_estimate_counts_streamed_weights_on_the_host_and_their_buffers_on_t
 def test_streaming_is_suggested_before_fewer_bits_or_another_method(
     make_config: Callable[..., RunConfig],
 ) -> None:
-    config = make_config(training=ROTATION, optimizer={"kind": "adamw8bit"}, dataloader={"batch_size": 1})
+    config = make_config(
+        training=ROTATION,
+        optimizer={"kind": "adamw8bit"},
+        dataloader={"batch_size": 1},
+        memory={"streamed_blocks": 0},
+    )
     networks, cuda = Networks.from_config(config), torch.device("cuda")
     streamed = make_config(
         training=ROTATION | {"train_minibatch": 1},
         optimizer={"kind": "adamw8bit"},
         memory={"streamed_blocks": "all", "checkpointed_blocks": "all"},
-        model=config.model.model_dump() | {"t5_to_8bit": True},
+        cache={"latents": "disk", "text": "disk"},
     )
-    capacity = int(memory(streamed, networks, cuda, 0).total / HEADROOM) + 1
-    changes, is_enough = advise(config, networks, cuda, capacity)
+    capacity = int(plan_memory(streamed, networks, Machine(cuda, 0)).total / HEADROOM) + 1
+    changes, is_enough = advise(config, networks, Machine(cuda, capacity))
     assert is_enough
     assert changes[-1].path == "memory.streamed_blocks"

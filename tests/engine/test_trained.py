@@ -21,13 +21,11 @@ from flowloom.engine.checkpoint import save
 from flowloom.engine.collate import prepare
 from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
-from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.snapshot import take_snapshot
 from flowloom.engine.step import train_step
 from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
 from flowloom.errors import ConfigError
-from flowloom.nn.chroma import CHROMA1
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 
@@ -280,12 +278,3 @@ def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
     with Alive() as alive:
         save(run_dir, take_snapshot(state, {}))
     assert 0 < alive.most <= 2
-
-
-def test_as_few_blocks_are_checkpointed_as_fit() -> None:
-    config = RunConfig.model_validate({"dataloader": {"base_resolution": [64]}})
-    cpu = torch.device("cpu")
-    assert checkpointed_blocks(config, CHROMA1, cpu, trained_bytes=0, bytes_per_element=4) < 57
-    assert checkpointed_blocks(config, CHROMA1, cpu, trained_bytes=10**15, bytes_per_element=4) == 57
-    every = RunConfig.model_validate({"memory": {"checkpointed_blocks": "all"}})
-    assert checkpointed_blocks(every, CHROMA1, cpu, 0, 4) == 57

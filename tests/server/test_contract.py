@@ -32,7 +32,7 @@ print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))
 OPENED = create_app(Settings(Path())).openapi()
 PATHS: dict[str, dict[str, Any]] = OPENED["paths"]
 RUN = {"id", "trainer", "state", "phase", "step", "checkpoint", "error"}
-EXAMINED = {"can_run", "problems", "data", "memory", "disk", "time", "changes", "hints"}
+EXAMINED = {"can_run", "problems", "data", "memory", "disk", "time", "changes", "fits", "hints"}
 TRAINERS_ROUTES = {
     ("get", "config", "200"): {"schema", "defaults", "presets"},
     ("post", "config", "200"): {"is_valid", "problems"},

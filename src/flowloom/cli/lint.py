@@ -86,6 +86,7 @@ def preflight(arguments: list[str]) -> int:
         metavar="X",
         help="a known rate; default: an earlier run's, or estimated",
     )
+    add("--table", action="store_true", help="also list what fits cards of 8 to 80 GB")
     options = [option for action in parser._actions for option in action.option_strings]
 
     from flowloom.config.flags import split_flags
@@ -94,11 +95,12 @@ def preflight(arguments: list[str]) -> int:
     args = parser.parse_args(rest)
 
     from flowloom.config.flow_format.read import read_config
-    from flowloom.engine.estimate.preflight import Target, preflight_text
+    from flowloom.engine.estimate.preflight import Target
     from flowloom.engine.estimate.preflight import preflight as check_run
+    from flowloom.engine.estimate.preflight_text import preflight_text
 
     loaded = read_config(args.config, overrides)
-    report = check_run(loaded, Target(args.runs_dir, args.gpu_gib, args.samples_per_s))
+    report = check_run(loaded, Target(args.runs_dir, args.gpu_gib, args.samples_per_s, args.table))
     print(report.report().model_dump_json(indent=1) if args.json else preflight_text(report))
     return OK if report.can_run else WRONG
 

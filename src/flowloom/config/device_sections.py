@@ -13,16 +13,17 @@ class MemorySection(Section):
 
     checkpointed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
     """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
-    checkpointed_parts: Literal["block", "ffn"] = "block"
+    checkpointed_parts: Literal["auto", "block", "ffn"] = "auto"
     """Part of these blocks that recomputes: all of it, or only the feed-forward part (MLP), which saves less
-    memory and time."""
-    streamed_blocks: Annotated[Literal["all"] | Count, SIMPLE] = 0
+    memory and time. auto: the feed-forward part, then whole blocks where checkpointed_blocks is auto; whole
+    blocks where it is a number."""
+    streamed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
     """Number of blocks whose weights stay in host memory and are copied to the device before each use: frozen
-    ones, and with optimizer.device cpu also trained ones. Above 0 all blocks recompute activations in the
-    backward pass."""
-    offload_activations: bool = False
-    """Keep the inputs of checkpointed blocks in host memory until the backward pass. With checkpointed_blocks
-    auto, all blocks recompute."""
+    ones, and with optimizer.device cpu also trained ones. auto: as few as fit in memory, on CUDA. Above 0 all
+    blocks recompute activations in the backward pass."""
+    offload_activations: Literal["auto"] | bool = "auto"
+    """Keep the inputs of checkpointed blocks in host memory until the backward pass; auto: if memory needs
+    it, on CUDA. Set to true with checkpointed_blocks auto, all blocks recompute."""
     fused_backward: bool = False
     """Update each weight as soon as its gradient exists, and free the gradient: then few gradients take
     memory at a time. Needs one micro-batch per update, no optimizer.max_grad_norm, and one rank."""

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 def memory_contradictions(config: RunConfig) -> Iterator[Problem]:
     """Problems of streaming, offloads and fused backward."""
     memory = config.memory
-    if memory.streamed_blocks and config.method_kind == "full" and config.optimizer.device != "cpu":
+    is_streamed = memory.streamed_blocks not in ("auto", 0)
+    if is_streamed and config.method_kind == "full" and config.optimizer.device != "cpu":
         message = "streams trained weights with method full: set optimizer.device to cpu, or this to 0."
         yield Problem("memory.streamed_blocks", message)
-    for key in ("streamed_blocks", "offload_activations"):
-        if getattr(memory, key) and memory.checkpointed_parts == "ffn":
-            message = f"must be block with memory.{key}, whose blocks recompute completely."
+    moves = {"streamed_blocks": is_streamed, "offload_activations": memory.offload_activations is True}
+    for key, is_set in moves.items():
+        if is_set and memory.checkpointed_parts == "ffn":
+            message = f"must be auto or block with memory.{key}, whose blocks recompute completely."
             yield Problem("memory.checkpointed_parts", message)
-    if memory.offload_activations and memory.checkpointed_blocks == 0 and not memory.streamed_blocks:
+    if memory.offload_activations is True and memory.checkpointed_blocks == 0 and not is_streamed:
         message = "needs memory.checkpointed_blocks above 0: it moves the inputs of these blocks."
         yield Problem("memory.offload_activations", message)
     if memory.fused_backward and (reason := _why_not_fused(config)):

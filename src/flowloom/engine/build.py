@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -18,23 +17,23 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.encode import Encoders
+from flowloom.engine.estimate.memory_plan import MemoryPlan, shared_plan
 from flowloom.engine.lazy import Lazy
-from flowloom.engine.memory import checkpointed_blocks, streamed_blocks
+from flowloom.engine.memory import streamed_blocks
 from flowloom.engine.objective import Objective, density
 from flowloom.engine.offload.activations import ActivationOffload
 from flowloom.engine.offload.copies import copies_to
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator
-from flowloom.engine.state import Network, Precision, TrainState
+from flowloom.engine.state import Network, Precision, TrainState, choose_precision
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach
 from flowloom.models.device import choose_device, encoder_dtype
-from flowloom.models.family import Conditioning, family_for
+from flowloom.models.family import Conditioning, family_for, family_of
 from flowloom.models.quantized import QuantizedLoad, check_products, form_of, quantize_base
 from flowloom.models.quantized_cache import QuantizedCache, default_folder
-from flowloom.models.weights import Assign
 from flowloom.nn.recompute import Recompute
 from flowloom.storage.base import OnState
 
@@ -51,17 +50,7 @@ class Components:
     validation: Loader | None
     sample_generator: SampleGenerator
     images: ImageSource
-
-
-def choose_precision(config: RunConfig, device: torch.device) -> Precision:
-    """Number formats by `parallel.dtype` and `parallel.trained_dtype`."""
-    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    # A host optimizer has float32 copies: the device needs the weights for computation only.
-    default = compute if config.optimizer.device == "cpu" else torch.float32
-    if config.optimizer.kind == "adamw_bf16":
-        default = torch.bfloat16
-    return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
+    memory_plan: MemoryPlan
 
 
 def load_encoders(
@@ -106,18 +95,20 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     check_products(config.method.base_products, device)
     refuse_unfit_models(config, "the configuration")
     precision = choose_precision(config, device)
+    plan = shared_plan(config, device, ranks)
     dataset = load_dataset(config)
     images = ImageSource(config.storage, on_state)
     encoders = load_encoders(config.model, config, device, dataset, images)
-    network = load_for_training(config, ranks, precision)
+    network = load_for_training(config, ranks, precision, plan.choice.streamed)
     state = TrainState(config, network, _objective(config, encoders, device), precision, ranks)
-    _fit_to_memory(config, state)
+    _fit_to_memory(state, plan)
     return Components(
         state=state,
         encoders=encoders,
         loader=_training_loader(config, dataset, encoders, ranks, images),
         validation=_validation_loader(config, dataset, encoders, images),
         images=images,
+        memory_plan=plan,
         sample_generator=SampleGenerator(
             network.model, encoders, precision, config.model.use_x0, state.sharers
         ),
@@ -125,8 +116,10 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
 
 
 def _refuse_offloads(config: RunConfig, device: torch.device, ranks: Ranks) -> None:
-    if config.memory.streamed_blocks:
+    if config.memory.streamed_blocks not in ("auto", 0):
         copies_to(device)
+    if config.memory.offload_activations is True:
+        copies_to(device, "memory.offload_activations")
     if config.optimizer.device == "cpu":
         copies_to(device, "optimizer.device")
     if config.memory.fused_backward and ranks.size > 1:
@@ -137,12 +130,17 @@ def _refuse_offloads(config: RunConfig, device: torch.device, ranks: Ranks) -> N
         raise ConfigError("the configuration", [Problem("memory.fused_backward", message)])
 
 
-def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision) -> Network:
+def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision, num_streamed: int) -> Network:
     """The network with its adapter if it trains one: whole, streamed, or sharded over the ranks."""
     attach = partial(_attach_adapter, config)
     if config.parallel.strategy != "fsdp" or ranks.size == 1:
-        path, assign = config.model.network_path, quantized_load(config, precision.device)
-        return Network(*load_network(config, path, precision.device, precision.compute, attach, assign))
+        family, path = family_for(config.model), config.model.network_path
+        assign = quantized_load(config, precision.device, num_streamed)
+        load = partial(family.load_network, path, dtype=precision.compute, assign=assign)
+        model, adapter, streamer = load_network(load, attach, precision.device, num_streamed)
+        if streamer:
+            streamer.streams_trained = config.optimizer.device == "cpu" and not adapter
+        return Network(model, adapter, streamer)
     from flowloom.engine.parallel.fsdp import shard_network
 
     model, adapter, shards = shard_network(config, ranks, precision, partial(_attach_over_bits, config))
@@ -152,33 +150,27 @@ def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision) -> 
 
 
 def load_network(
-    config: RunConfig,
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
+    load: Callable[[torch.device], nn.Module],
     attach: Callable[[nn.Module], T],
-    assign: Assign | None = None,
+    device: torch.device,
+    num_streamed: Literal["all"] | int,
 ) -> tuple[nn.Module, T, BlockStreamer | None]:
-    """The network in `path` for `device`, what `attach` makes of it, and what streams its blocks, if any are.
+    """The network from `load` on `device`, what `attach` makes of it, and what streams its blocks, if any.
 
     The streamer has to `adopt` the weights once it is known which of them are trained.
-
-    Args:
-        assign: puts the weights onto the network, see ModelFamily.load_network.
     """
-    family, count = family_for(config.model), config.memory.streamed_blocks
     # Through host memory: the device may have no room for the whole network.
-    model = family.load_network(path, torch.device("cpu") if count else device, dtype, assign)
+    model = load(torch.device("cpu") if num_streamed else device)
     attached = attach(model)
-    if not count:
+    if not num_streamed:
         return model, attached, None
-    blocks = streamed_blocks(count, [block for _, block in family.blocks(model)])
-    streamer = stream_blocks(model, blocks, device)
-    streamer.streams_trained = config.optimizer.device == "cpu" and config.method_kind not in ADAPTERS
-    return model, attached, streamer
+    blocks = streamed_blocks(num_streamed, [block for _, block in family_of(model).blocks(model)])
+    return model, attached, stream_blocks(model, blocks, device)
 
 
-def quantized_load(config: RunConfig, device: torch.device) -> QuantizedLoad | None:
+def quantized_load(
+    config: RunConfig, device: torch.device, num_streamed: Literal["all"] | int
+) -> QuantizedLoad | None:
     """Loads the base of an adapter in 8 or 4 bits, if `config` asks for it.
 
     Raises:
@@ -187,7 +179,7 @@ def quantized_load(config: RunConfig, device: torch.device) -> QuantizedLoad | N
     if config.lora is None or config.method_kind not in ADAPTERS:
         return None
     # Streamed weights are quantized in host memory.
-    at = torch.device("cpu") if config.memory.streamed_blocks else device
+    at = torch.device("cpu") if num_streamed else device
     form = form_of(config.lora.base_model_quant_level, config.method.base_products, at)
     if form is None:
         return None
@@ -231,20 +223,14 @@ def _on(device: torch.device, text: Conditioning) -> Conditioning:
     return {name: tensor.to(device) for name, tensor in text.items()}
 
 
-def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
-    trained_bytes = sum(state.parts[name].nbytes for name in state.trained)
-    family = family_for(config.model)
-    sizes = family.sizes(config.model.network_path)
-    device, itemsize = state.precision.device, state.precision.compute.itemsize
-    blocks = checkpointed_blocks(config, sizes, device, trained_bytes, itemsize)
-    if config.memory.offload_activations:
-        offload = ActivationOffload(copies_to(device, "memory.offload_activations"))
-        recompute = Recompute(blocks, keeping=offload.keeping)
-    else:
-        is_whole = config.memory.checkpointed_parts == "block"
-        recompute = Recompute(blocks) if is_whole else Recompute(ffn=blocks)
+def _fit_to_memory(state: TrainState, plan: MemoryPlan) -> None:
+    choice, family = plan.choice, family_of(state.model)
+    recompute = Recompute(choice.blocks, choice.ffn)
+    if choice.is_offloaded:
+        copies = copies_to(state.precision.device, "memory.offload_activations")
+        recompute.keeping = ActivationOffload(copies).keeping
     family.recompute(state.model, recompute)
-    if config.memory.compile:
+    if state.config.memory.compile:
         for _, block in family.blocks(state.model):
             # Static shapes would compile again for every bucket and caption length.
             # Of forward alone: what runs before a block, such as the wait for its weights, is not compiled.

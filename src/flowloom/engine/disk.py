@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from flowloom.config.run import ADAPTERS, RunConfig
-from flowloom.engine.estimate.footprint import Networks, cache_bytes, checkpoint_bytes
+from flowloom.engine.estimate.footprint import cache_bytes, checkpoint_bytes
+from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.retention import SPARE_BYTES, num_kept
 from flowloom.errors import size_text
 from flowloom.run.preflight import Change, DataReport, DiskReport

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from flowloom.config.model_files import cached_files
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.cache.encodings import ConditioningCache, PersistentCache
@@ -23,27 +20,6 @@ from flowloom.models.device import choose_device, encoder_dtype
 from flowloom.models.family import family_for
 
 ROWS_CHECKED = 500
-META = torch.device("meta")
-"""Tensors here have a shape and no data, so networks of any size fit."""
-
-
-def encoder_keys(config: RunConfig) -> list[str]:
-    """The keys of the encoders' weights: model.vae_path ..."""
-    return list(family_for(config.model).encoders(config.model))
-
-
-def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
-    """The encoder at `key`, on the meta device; None if it cannot be opened and a cache may replace it.
-
-    Raises:
-        FlowloomError: it cannot be opened, and no cache may replace it.
-    """
-    try:
-        return family_for(config.model).encoders(config.model)[key](META, torch.float32)
-    except FlowloomError:
-        if key not in cached_files(config):
-            raise
-        return None
 
 
 def missing_from_cache(config: RunConfig, dataset: Dataset, key: str) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from flowloom.config.remote_models import with_local_models
-from flowloom.config.run import RunConfig
+from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine import checkpoint
-from flowloom.engine.build import choose_precision, load_encoders, load_network
+from flowloom.engine.build import load_encoders, load_network
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches
+from flowloom.engine.state import choose_precision
 from flowloom.errors import ConfigError, RunError, WeightsError
 from flowloom.files import write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
@@ -24,6 +29,8 @@ from flowloom.models.family import family_for
 from flowloom.run.directory import RunDir
 
 MAX_BATCH = 4
+BYTES_PER_WEIGHT = 2
+"""Of networks on CUDA, which have bfloat16 weights."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +102,25 @@ def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tu
     def attach(model: nn.Module) -> list[tuple[Adapter, float]]:
         return [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
 
-    model, loaded, streamer = load_network(config, base, device, precision.compute, attach)
+    load = partial(family.load_network, base, dtype=precision.compute)
+    model, loaded, streamer = load_network(load, attach, device, streamed_for_sampling(config, device))
     if streamer:
+        streamer.streams_trained = config.method_kind not in ADAPTERS
         streamer.adopt()
     encoders = load_encoders(config.model, config, device)
     return SampleGenerator(model, encoders, precision, config.model.use_x0), loaded
+
+
+def streamed_for_sampling(config: RunConfig, device: torch.device) -> Literal["all"] | int:
+    """`memory.streamed_blocks`; with auto all blocks if the networks do not fit on `device`."""
+    count = config.memory.streamed_blocks
+    if count != "auto":
+        return count
+    if device.type != "cuda":
+        return 0
+    networks = Networks.from_config(config)
+    sizes = networks.total + networks.autoencoder + networks.text_encoder
+    return "all" if sizes * BYTES_PER_WEIGHT > HEADROOM * free_bytes(device) else 0
 
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:

@@ -44,6 +44,17 @@ class Precision(NamedTuple):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def choose_precision(config: RunConfig, device: torch.device) -> Precision:
+    """Number formats by `parallel.dtype` and `parallel.trained_dtype`."""
+    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    # A host optimizer has float32 copies: the device needs the weights for computation only.
+    default = compute if config.optimizer.device == "cpu" else torch.float32
+    if config.optimizer.kind == "adamw_bf16":
+        default = torch.bfloat16
+    return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
+
+
 class Network(NamedTuple):
     """A network in memory."""
 

@@ -61,12 +61,49 @@ class SpaceReport(BaseModel):
     fits: bool
 
 
+class MeasureReport(BaseModel):
+    """A measure of the memory plan, after those before it."""
+
+    path: str = Field(description="Dotted key of the configuration.", examples=["memory.streamed_blocks"])
+    value: int | bool | str = Field(description="Its value in the plan.")
+    saved: int = Field(description="Bytes on the device.")
+    slow_down: float = Field(description="Added share of a step's time, expected.")
+
+
+class PlanReport(BaseModel):
+    """How blocks are run and where weights and activations are stored, so that the run fits."""
+
+    checkpointed_blocks: int = Field(description="Blocks that recompute completely.")
+    checkpointed_ffn: int = Field(description="Further blocks that recompute their feed-forward part.")
+    streamed_blocks: int
+    offload_activations: bool
+    measures: list[MeasureReport]
+    slow_down: float = Field(description="Share of a step's time that all measures add, expected.")
+    host_parts: dict[str, int] = Field(description="Bytes of host memory by part.")
+    host_total: int
+    host_free: int | None = Field(description="Null: not known.")
+    speed: str = Field(description="The speeds that the slow-down is calculated from.")
+
+
+class FitReport(BaseModel):
+    """Settings with which a method fits a card of one size."""
+
+    gib: int
+    method: str
+    resolution: int
+    fits: bool
+    total: int = Field(description="Bytes on the device with the plan and the changes.")
+    changes: list[Change] = Field(description="Settings other than those of the plan.")
+    plan: PlanReport
+
+
 class MemoryReport(SpaceReport):
     """Memory of the device."""
 
     usable_share: float = Field(description="Share of `free` that is planned with.")
     blocks: int | None = Field(default=None, description="Blocks of the network.")
     recomputed_blocks: int | None = None
+    plan: PlanReport | None = Field(default=None, description="Null for trainers without a plan.")
     is_coarse: bool = Field(default=False, description="A rough estimate: see `not_counted`.")
     source: str | None = Field(default=None, description="Where the sizes come from.")
     not_counted: list[str] = []
@@ -104,4 +141,5 @@ class PreflightReport(BaseModel):
     disk: DiskReport | None
     time: TimeReport | None
     changes: list[Change] = Field(description="Keys to set, in this order and together, so that it fits.")
+    fits: list[FitReport] = Field(default=[], description="Settings for cards of several sizes, on request.")
     hints: list[str] = Field(description="Notes that end no run.")

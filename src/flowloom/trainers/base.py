@@ -54,6 +54,8 @@ class TrainerBackend(Task, Protocol):
     preflight_command: tuple[str, ...]
     """Words after `python -m` of the program that prints a preflight as JSON; the configuration's path
     follows, and --runs-dir, --gpu-gib, --samples-per-s. Empty: no preflight."""
+    preflight_has_table: bool = False
+    """True if the preflight has an option --table."""
     immutable_keys: tuple[str, ...]
     """Prefixes of the keys that cannot change on resume, because the checkpoints depend on them."""
 

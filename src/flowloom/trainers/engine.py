@@ -95,6 +95,7 @@ class Flow(TrainerBackend):
     needs_device = uses_all_devices = writes_events = True
     bar_is_epoch = False
     preflight_command: tuple[str, ...] = ("flowloom.cli.main", "preflight", "--json")
+    preflight_has_table = True
     immutable_keys: tuple[str, ...] = IMMUTABLE_KEYS
 
     def schema(self) -> dict[str, Any]:

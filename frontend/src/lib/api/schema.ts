@@ -2772,6 +2772,31 @@ export interface components {
             time: number;
         };
         /**
+         * FitReport
+         * @description Settings with which a method fits a card of one size.
+         */
+        FitReport: {
+            /**
+             * Changes
+             * @description Settings other than those of the plan.
+             */
+            changes: components["schemas"]["Change"][];
+            /** Fits */
+            fits: boolean;
+            /** Gib */
+            gib: number;
+            /** Method */
+            method: string;
+            plan: components["schemas"]["PlanReport"];
+            /** Resolution */
+            resolution: number;
+            /**
+             * Total
+             * @description Bytes on the device with the plan and the changes.
+             */
+            total: number;
+        };
+        /**
          * Folder
          * @description A page of a folder's content by name, folders first.
          */
@@ -3440,6 +3465,33 @@ export interface components {
             weights?: ("raw" | "ema") | null;
         };
         /**
+         * MeasureReport
+         * @description A measure of the memory plan, after those before it.
+         */
+        MeasureReport: {
+            /**
+             * Path
+             * @description Dotted key of the configuration.
+             * @example memory.streamed_blocks
+             */
+            path: string;
+            /**
+             * Saved
+             * @description Bytes on the device.
+             */
+            saved: number;
+            /**
+             * Slow Down
+             * @description Added share of a step's time, expected.
+             */
+            slow_down: number;
+            /**
+             * Value
+             * @description Its value in the plan.
+             */
+            value: number | boolean | string;
+        };
+        /**
          * MemoryReport
          * @description Memory of the device.
          */
@@ -3473,6 +3525,8 @@ export interface components {
             parts: {
                 [key: string]: number;
             };
+            /** @description Null for trainers without a plan. */
+            plan?: components["schemas"]["PlanReport"] | null;
             /** Recomputed Blocks */
             recomputed_blocks?: number | null;
             /**
@@ -3885,6 +3939,52 @@ export interface components {
             title: string;
         };
         /**
+         * PlanReport
+         * @description How blocks are run and where weights and activations are stored, so that the run fits.
+         */
+        PlanReport: {
+            /**
+             * Checkpointed Blocks
+             * @description Blocks that recompute completely.
+             */
+            checkpointed_blocks: number;
+            /**
+             * Checkpointed Ffn
+             * @description Further blocks that recompute their feed-forward part.
+             */
+            checkpointed_ffn: number;
+            /**
+             * Host Free
+             * @description Null: not known.
+             */
+            host_free: number | null;
+            /**
+             * Host Parts
+             * @description Bytes of host memory by part.
+             */
+            host_parts: {
+                [key: string]: number;
+            };
+            /** Host Total */
+            host_total: number;
+            /** Measures */
+            measures: components["schemas"]["MeasureReport"][];
+            /** Offload Activations */
+            offload_activations: boolean;
+            /**
+             * Slow Down
+             * @description Share of a step's time that all measures add, expected.
+             */
+            slow_down: number;
+            /**
+             * Speed
+             * @description The speeds that the slow-down is calculated from.
+             */
+            speed: string;
+            /** Streamed Blocks */
+            streamed_blocks: number;
+        };
+        /**
          * PreflightReport
          * @description Data, memory, disk and time of a run; a section is null where it cannot be estimated.
          */
@@ -3898,6 +3998,12 @@ export interface components {
             changes: components["schemas"]["Change"][];
             data: components["schemas"]["DataReport"] | null;
             disk: components["schemas"]["DiskReport"] | null;
+            /**
+             * Fits
+             * @description Settings for cards of several sizes, on request.
+             * @default []
+             */
+            fits?: components["schemas"]["FitReport"][];
             /**
              * Hints
              * @description Notes that end no run.
@@ -3937,6 +4043,12 @@ export interface components {
              * @description Known training rate.
              */
             samples_per_s?: number | null;
+            /**
+             * Table
+             * @description FLOW: also list settings for cards of several sizes.
+             * @default false
+             */
+            table?: boolean;
         };
         /**
          * PresetView

@@ -22,10 +22,10 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset
 from flowloom.datasets.build.update import freshness, left_out_message
 from flowloom.datasets.load import load_dataset
-from flowloom.engine.build import choose_precision
-from flowloom.engine.estimate.footprint import Networks
-from flowloom.engine.from_cache import META, encoder_keys, missing_from_cache, unless_cached
+from flowloom.engine.estimate.networks import META, Networks, encoder_keys, unless_cached
+from flowloom.engine.from_cache import missing_from_cache
 from flowloom.engine.memory import QUANTIZED_BYTES
+from flowloom.engine.state import choose_precision
 from flowloom.engine.trainable import trained_blocks
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models

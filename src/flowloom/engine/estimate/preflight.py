@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +22,12 @@ from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
 from flowloom.engine.disk import disk, disk_changes, disk_hint
-from flowloom.engine.estimate.footprint import Networks, advise, memory
-from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch, verdict
-from flowloom.engine.memory import HEADROOM, free_bytes
-from flowloom.engine.progress import duration
+from flowloom.engine.estimate.advise import advise
+from flowloom.engine.estimate.fit_table import fit_table, plan_report
+from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, host_problem, plan_memory
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
+from flowloom.engine.memory import HEADROOM
 from flowloom.errors import FlowloomError
 from flowloom.models.device import choose_device
 from flowloom.models.family import family_for, image_tokens
@@ -37,9 +38,9 @@ from flowloom.run.preflight import (
     Change,
     DataReport,
     DiskReport,
+    FitReport,
     MemoryReport,
     PreflightReport,
-    SpaceReport,
     TimeReport,
 )
 
@@ -66,6 +67,8 @@ class Target:
     """Memory of the CUDA device that it will run on; None: this machine's device."""
     samples_per_s: float | None = None
     """A known rate."""
+    has_table: bool = False
+    """Whether to list what fits cards of several sizes."""
 
 
 class Rate(NamedTuple):
@@ -85,6 +88,7 @@ class Preflight:
     disk: DiskReport | None = None
     time: TimeReport | None = None
     changes: list[Change] = field(default_factory=list)
+    fits: list[FitReport] = field(default_factory=list)
     shortfalls: list[str] = field(default_factory=list)
     """Sentences on room that is missing even with all changes."""
 
@@ -103,6 +107,7 @@ class Preflight:
             disk=self.disk,
             time=self.time,
             changes=self.changes,
+            fits=self.fits,
             hints=[*self.plan.hints, *self.shortfalls],
         )
 
@@ -119,8 +124,11 @@ def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
     if dataset:
         found.data = _data(config, dataset)
     if networks and device:
-        capacity = int(target.gpu_gib * GIB) if target.gpu_gib else free_bytes(device)
-        found.memory, found.changes, found.shortfalls = _memory(config, networks, device, capacity)
+        machine = Machine(device, int(target.gpu_gib * GIB)) if target.gpu_gib else Machine.here(device)
+        memory = plan_memory(config, networks, machine)
+        found.memory, found.changes, found.shortfalls = _memory(config, networks, machine, memory)
+        found.plan.problems += [] if memory.fits_host else [host_problem(memory)]
+        found.fits = fit_table(config) if target.has_table else []
         if found.data:
             steps = _total_steps(config, found.data)
             found.disk = disk(config, networks, device, found.data, target.runs_dir, steps)
@@ -177,27 +185,27 @@ def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
 
 
 def _memory(
-    config: RunConfig, networks: Networks, device: torch.device, capacity: int
+    config: RunConfig, networks: Networks, machine: Machine, plan: MemoryPlan
 ) -> tuple[MemoryReport, list[Change], list[str]]:
-    taken = memory(config, networks, device, capacity)
-    fits = taken.total <= HEADROOM * capacity
+    fits = plan.total <= plan.room
     found = MemoryReport(
-        parts=taken.parts,
-        total=taken.total,
-        free=capacity,
+        parts=plan.parts,
+        total=plan.total,
+        free=machine.free,
         usable_share=HEADROOM,
         fits=fits,
-        recomputed_blocks=taken.recomputed,
+        recomputed_blocks=plan.choice.blocks,
         blocks=networks.params.num_blocks,
+        plan=plan_report(plan),
     )
     if fits:
         return found, [], []
-    changes, is_enough = advise(config, networks, device, capacity)
+    changes, is_enough = advise(config, networks, machine)
     if is_enough:
         return found, changes, []
-    least = (changes[-1].bytes if changes else taken.total) or 0
+    least = (changes[-1].bytes if changes else plan.total) or 0
     needed = f"Even so it needs a device with {least / HEADROOM / GB:.1f} GB free; this one has"
-    return found, changes, [f"{needed} {capacity / GB:.1f} GB."]
+    return found, changes, [f"{needed} {machine.free / GB:.1f} GB."]
 
 
 def _total_steps(config: RunConfig, data: DataReport) -> int | None:
@@ -305,59 +313,3 @@ def _product_speed(device: torch.device) -> float:
         (left @ left)[0, 0].item()
         seconds.append(time.perf_counter() - started)
     return 2 * side**3 / min(seconds)
-
-
-def preflight_text(found: Preflight) -> str:
-    """The estimate as text for a terminal."""
-    lines: list[str] = []
-    for title, rows in (*found.plan.sections, *_sections(found)):
-        width = max((len(name) for name, _ in rows), default=0)
-        lines += [title, *(f"  {name.ljust(width)}  {value}" for name, value in rows), ""]
-    blocks = (
-        ("notes", found.plan.notes),
-        ("problems", list(map(str, found.plan.problems))),
-        ("what to change, in this order and together", [*map(str, found.changes), *found.shortfalls]),
-    )
-    for heading, entries in blocks:
-        lines += [heading, *(f"  {entry}" for entry in entries), ""] if entries else []
-    return "\n".join([*lines, verdict(found.can_run)])
-
-
-def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    if found.data:
-        reasons = [(reason, f"{count:,}") for reason, count in found.data.left_out.items() if count]
-        yield "rows left out", reasons or [("none", "")]
-    if found.memory:
-        recomputing = ("recomputing", f"{found.memory.recomputed_blocks} of {found.memory.blocks} blocks")
-        yield (
-            "memory",
-            [*_sizes(found.memory), recomputing],
-        )
-    if found.disk:
-        caches = [(f"cache: {name}", _size(size)) for name, size in found.disk.caches.items()]
-        yield "disk", [*_sizes(found.disk), ("checkpoints kept", found.disk.kept_text or ""), *caches]
-    if found.time:
-        yield "time", [*_time_rows(found.time)]
-
-
-def _sizes(part: SpaceReport) -> list[tuple[str, str]]:
-    rows = [(name, _size(size)) for name, size in part.parts.items()]
-    of = f", of which {part.usable_share:.0%} are planned with" if isinstance(part, MemoryReport) else ""
-    return [*rows, ("in all", _size(part.total)), ("free", f"{_size(part.free)}{of}")]
-
-
-def _size(size: float) -> str:
-    return f"{size / GB:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
-
-
-def _time_rows(found: TimeReport) -> Iterator[tuple[str, str]]:
-    if found.samples_per_s is None or found.step_s is None or found.epoch_s is None:
-        yield "rate", found.source
-        return
-    yield "rate", f"{found.samples_per_s:.2f} samples/s, {found.source}"
-    yield "step", f"{found.step_s:.2f} s"
-    yield "epoch", duration(found.epoch_s)
-    if found.total_s:
-        yield "training", f"{duration(found.total_s)}: {found.steps:,} steps, {found.epochs:.1f} epochs"
-    else:
-        yield "training", "until it is stopped"

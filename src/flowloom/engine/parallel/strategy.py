@@ -6,8 +6,9 @@ from typing import Literal
 
 from flowloom.config.run import RunConfig
 from flowloom.config.sharding import unshardable
-from flowloom.engine.estimate.footprint import Networks, memory
-from flowloom.engine.memory import HEADROOM, free_bytes
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import free_bytes
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError, Problem
 from flowloom.models.device import choose_device
@@ -44,5 +45,8 @@ def _fits_one_device(config: RunConfig, ranks: Ranks) -> bool:
     device = choose_device(config.parallel.device)
     # Ranks on the CPU share its memory.
     capacity = free_bytes(device) // (ranks.size if device.type == "cpu" else 1)
-    needed = memory(config, Networks.from_config(config), device, capacity)
-    return needed.total <= HEADROOM * capacity
+    # Shards are preferred to copies between host and device.
+    resident = {"streamed_blocks": 0, "offload_activations": False}
+    wanted = {key: value for key, value in resident.items() if getattr(config.memory, key) == "auto"}
+    config = config.model_copy(update={"memory": config.memory.model_copy(update=wanted)})
+    return plan_memory(config, Networks.from_config(config), Machine(device, capacity)).fits

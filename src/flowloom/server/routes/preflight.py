@@ -33,6 +33,7 @@ class PreflightRequest(BaseModel):
         None, gt=0, le=10_000, description="Memory of a CUDA device that is not in this machine."
     )
     samples_per_s: float | None = Field(None, gt=0, le=10**6, description="Known training rate.")
+    table: bool = Field(False, description="FLOW: also list settings for cards of several sizes.")
 
 
 @router.post("/{trainer}/preflight", summary="Check a run before it starts")
@@ -54,6 +55,7 @@ def preflight(trainer: TrainerDep, body: PreflightRequest, studio: StudioDep) ->
     words = [*trainer.preflight_command, str(path), "--runs-dir", str(studio.settings.runs_dir)]
     words += ["--gpu-gib", str(body.gpu_gib)] if body.gpu_gib else []
     words += ["--samples-per-s", str(body.samples_per_s)] if body.samples_per_s else []
+    words += ["--table"] if body.table and trainer.preflight_has_table else []
     try:
         path.write_text(json.dumps(body.config))
         done = run_process(words)

@@ -1,0 +1,302 @@
+"""The memory plan: how many blocks recompute and stream, and what is in host memory, so that a run fits.
+
+The preflight shows it, and the run uses it: both call `plan_memory`. Explicit values are kept. Of what is
+`auto`, the measure with the smallest slow-down for a byte comes first, and no more of it than needed.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.engine.estimate.footprint import block_input_bytes, device_bytes, host_bytes, streamed_bytes
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import HEADROOM, Choice, free_bytes, free_host_bytes, sample_tokens
+from flowloom.engine.parallel.ranks import Ranks
+from flowloom.errors import ConfigError, Problem
+from flowloom.models.family import family_for
+
+
+class Speed(NamedTuple):
+    """Speeds that the slow-down of a measure depends on."""
+
+    flops_per_s: float
+    """Of a training step."""
+    copy_bytes_per_s: float
+    """Between host and device, in each direction."""
+    source: str
+    """Where the numbers come from."""
+
+
+ASSUMED = Speed(80e12, 20e9, "assumed: 80 TFLOP/s and 20 GB/s between host and device, not measured on a GPU")
+"""About a card of 24 GB and PCIe 4."""
+
+
+class Machine(NamedTuple):
+    """The memory and speed that a plan is made for."""
+
+    device: torch.device
+    free: int
+    """Bytes that are free on the device before the run."""
+    host_free: int | None = None
+    """Bytes that are free on the host for this device; None: not known, or the same memory."""
+    speed: Speed = ASSUMED
+
+    @classmethod
+    def here(cls, device: torch.device) -> Machine:
+        """This machine, of which each local rank takes a part of the host's memory."""
+        if device.type != "cuda":
+            return cls(device, free_bytes(device))
+        host_free, ranks = free_host_bytes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return cls(device, free_bytes(device), None if host_free is None else host_free // ranks)
+
+    @property
+    def has_host_memory(self) -> bool:
+        """True if the host has memory that is not the device's."""
+        return self.device.type == "cuda"
+
+
+class Taken(NamedTuple):
+    """A measure of a plan, with what it saves and costs after those before it."""
+
+    key: str
+    value: int | bool | str
+    saved: int
+    """Bytes on the device."""
+    slow_down: float
+    """Added share of a step's time, expected."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of a step by part, and how it is made to fit."""
+
+    choice: Choice
+    parts: dict[str, int]
+    """Bytes on the device."""
+    host_parts: dict[str, int]
+    room: float
+    """Bytes on the device to plan with."""
+    host_free: int | None
+    measures: tuple[Taken, ...]
+    slow_down: float
+    """Expected share of a step's time that all measures add."""
+    speed: Speed
+
+    @property
+    def total(self) -> int:
+        """All parts on the device."""
+        return sum(self.parts.values())
+
+    @property
+    def host_total(self) -> int:
+        """All parts on the host."""
+        return sum(self.host_parts.values())
+
+    @property
+    def fits_host(self) -> bool:
+        """True if the host has room for its parts."""
+        return self.host_free is None or self.host_total <= self.host_free
+
+    @property
+    def fits(self) -> bool:
+        """True if device and host have room."""
+        return self.total <= self.room and self.fits_host
+
+
+def plan_memory(config: RunConfig, networks: Networks, machine: Machine) -> MemoryPlan:
+    """The plan for `config`; if nothing suffices, the one with every measure that `auto` allows."""
+    run = _Planned(config, networks, machine)
+    choice = run.given()
+    while run.total(choice) > run.room:
+        offers = [offered for offer in MEASURES.values() if (offered := run.allowed(offer, choice))]
+        if not offers:
+            break
+        choice = min((run.least(offered) for offered in offers), key=partial(run.price, choice))
+    return run.plan(choice)
+
+
+class _Planned:
+    """A run on a machine, to compare choices."""
+
+    def __init__(self, config: RunConfig, networks: Networks, machine: Machine):
+        self.config, self.networks, self.machine = config, networks, machine
+        self.room = HEADROOM * machine.free
+        self.num_blocks = networks.params.num_blocks
+        self.activations = family_for(config.model).defaults.activations
+        family, samples = family_for(config.model), config.training.train_minibatch
+        flops = family.flops(networks.params, *sample_tokens(config))
+        useful = flops.adapter_training if config.method_kind in ADAPTERS else flops.full_training
+        self._forward_s = samples * flops.forward / machine.speed.flops_per_s
+        self._step_s = samples * useful / machine.speed.flops_per_s
+
+    def given(self) -> Choice:
+        """The choice that the configuration makes, with as little as possible where it is `auto`."""
+        memory, num_blocks = self.config.memory, self.num_blocks
+        count = {"auto": 0, "all": num_blocks}
+        blocks = count.get(str(memory.checkpointed_blocks), memory.checkpointed_blocks)
+        streamed = count.get(str(memory.streamed_blocks), memory.streamed_blocks)
+        assert isinstance(blocks, int)
+        assert isinstance(streamed, int)
+        is_offloaded = memory.offload_activations is True
+        is_auto = memory.checkpointed_blocks == "auto"
+        if streamed or (is_offloaded and is_auto):
+            return Choice(num_blocks, 0, min(streamed, num_blocks), is_offloaded)
+        blocks = min(blocks, num_blocks)
+        return Choice(0, blocks) if memory.checkpointed_parts == "ffn" else Choice(blocks, 0, 0, is_offloaded)
+
+    def allowed(self, offer: Callable[[_Planned, Choice], Sequence[Choice]], choice: Choice) -> list[Choice]:
+        """The choices of a measure that the host has room for; empty if the last one saves no memory."""
+        offered, free = offer(self, choice), self.machine.host_free
+        if free is not None:
+            offered = offered[: bisect_left(offered, True, key=lambda each: self.host_total(each) > free)]
+        return list(offered) if offered and self.total(offered[-1]) < self.total(choice) else []
+
+    def least(self, offered: list[Choice]) -> Choice:
+        """The first choice that fits; the last one if none does."""
+        index = bisect_left(offered, True, key=lambda each: self.total(each) <= self.room)
+        return offered[min(index, len(offered) - 1)]
+
+    def price(self, choice: Choice, other: Choice) -> float:
+        """Seconds that each byte costs which `other` saves."""
+        return (self.seconds(other) - self.seconds(choice)) / (self.total(choice) - self.total(other))
+
+    def total(self, choice: Choice) -> int:
+        return sum(device_bytes(self.config, self.networks, self.machine.device, choice).values())
+
+    def host_total(self, choice: Choice) -> int:
+        return sum(host_bytes(self.config, self.networks, self.machine.device, choice).values())
+
+    def seconds(self, choice: Choice) -> float:
+        """Expected duration of a micro-batch: the longer of computing and copying."""
+        shares = choice.blocks * self.activations.block_cost + choice.ffn * self.activations.ffn_cost
+        computing = self._step_s + shares / self.num_blocks * self._forward_s
+        device = self.machine.device
+        # Streamed weights are copied to the device twice, inputs once in each direction.
+        copied = 2 * streamed_bytes(self.config, self.networks, device, choice)
+        if choice.is_offloaded:
+            copied += choice.blocks * block_input_bytes(self.config, self.networks, device)
+        return max(computing, copied / self.machine.speed.copy_bytes_per_s)
+
+    def plan(self, choice: Choice) -> MemoryPlan:
+        """The plan with this choice."""
+        config, networks, device = self.config, self.networks, self.machine.device
+        return MemoryPlan(
+            choice,
+            device_bytes(config, networks, device, choice),
+            host_bytes(config, networks, device, choice) if self.machine.has_host_memory else {},
+            self.room,
+            self.machine.host_free,
+            tuple(self._taken(choice)),
+            self.seconds(choice) / self.seconds(Choice()) - 1,
+            self.machine.speed,
+        )
+
+    def _taken(self, choice: Choice) -> list[Taken]:
+        """The measures in `choice`, each after those before it."""
+        stages = (
+            ("memory.checkpointed_parts", "ffn", Choice(0, choice.ffn)),
+            ("memory.checkpointed_blocks", choice.blocks, choice._replace(streamed=0, is_offloaded=False)),
+            ("memory.offload_activations", choice.is_offloaded, choice._replace(streamed=0)),
+            ("memory.streamed_blocks", choice.streamed, choice),
+        )
+        taken: list[Taken] = []
+        before, whole = Choice(), self.seconds(Choice())
+        for key, value, after in stages:
+            if after != before:
+                saved = self.total(before) - self.total(after)
+                slow_down = (self.seconds(after) - self.seconds(before)) / whole
+                taken.append(Taken(key, value, saved, slow_down))
+            before = after
+        return taken
+
+
+def _recompute_ffn(run: _Planned, choice: Choice) -> Sequence[Choice]:
+    memory = run.config.memory
+    if memory.checkpointed_blocks != "auto" or memory.checkpointed_parts == "block":
+        return ()
+    return [choice._replace(ffn=count) for count in range(choice.ffn + 1, run.num_blocks - choice.blocks + 1)]
+
+
+def _recompute_blocks(run: _Planned, choice: Choice) -> Sequence[Choice]:
+    memory = run.config.memory
+    if memory.checkpointed_blocks != "auto" or memory.checkpointed_parts == "ffn":
+        return ()
+    counts = range(choice.blocks + 1, run.num_blocks + 1)
+    return [choice._replace(blocks=count, ffn=min(choice.ffn, run.num_blocks - count)) for count in counts]
+
+
+def _offload(run: _Planned, choice: Choice) -> Sequence[Choice]:
+    if run.config.memory.offload_activations != "auto" or choice.is_offloaded or not _may_copy(run, choice):
+        return ()
+    return [choice._replace(is_offloaded=True)]
+
+
+def _stream(run: _Planned, choice: Choice) -> Sequence[Choice]:
+    config = run.config
+    is_trained = config.method_kind == "full" and config.optimizer.device != "cpu"
+    if config.memory.streamed_blocks != "auto" or is_trained or not _may_copy(run, choice):
+        return ()
+    if config.parallel.strategy == "fsdp":
+        return ()
+    counts = range(choice.streamed + 1, run.num_blocks + 1)
+    return [choice._replace(streamed=count) for count in counts]
+
+
+def _may_copy(run: _Planned, choice: Choice) -> bool:
+    """True if copies to the host save memory, and all blocks recompute."""
+    return run.machine.has_host_memory and choice.blocks == run.num_blocks
+
+
+MEASURES: Mapping[str, Callable[[_Planned, Choice], Sequence[Choice]]] = {
+    "memory.checkpointed_parts": _recompute_ffn,
+    "memory.checkpointed_blocks": _recompute_blocks,
+    "memory.offload_activations": _offload,
+    "memory.streamed_blocks": _stream,
+}
+"""Measures by the key whose `auto` allows them: choices from a choice, each with more of the measure."""
+
+
+def shared_plan(config: RunConfig, device: torch.device, ranks: Ranks) -> MemoryPlan:
+    """The plan of a run for the rank with the least memory, so that all ranks have the same.
+
+    Raises:
+        ConfigError: the host has too little memory.
+    """
+    here, networks = Machine.here(device), Networks.from_config(config)
+    machines = ranks.gathered([(here.free, here.host_free or 0)])
+    free, host_free = (min(sizes) for sizes in zip(*machines, strict=True))
+    least = here._replace(free=free, host_free=None if here.host_free is None else host_free)
+    if config.parallel.strategy == "fsdp":
+        networks = networks.shard(config.parallel.shard_ranks or ranks.size)
+    plan = plan_memory(config, networks, least)
+    require_host_memory(plan)
+    return plan
+
+
+def require_host_memory(plan: MemoryPlan) -> None:
+    """Check that the host has room.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if not plan.fits_host:
+        raise ConfigError("the configuration", [host_problem(plan)])
+
+
+def host_problem(plan: MemoryPlan) -> Problem:
+    """The problem of a plan for which the host has too little memory."""
+    parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in plan.host_parts.items())
+    free = (plan.host_free or 0) / 1e9
+    message = (
+        f"needs {plan.host_total / 1e9:.1f} GB of host memory ({parts}), and {free:.1f} GB are free. Stream "
+        "fewer blocks, quantize the base, or set method.rotation_states to reset."
+    )
+    return Problem("memory.streamed_blocks", message)
