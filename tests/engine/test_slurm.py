@@ -14,13 +14,12 @@ import pytest
 from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.errors import RunError
-from flowloom.launchers.base import Job
+from flowloom.launchers.base import Job, output_of
 from flowloom.launchers.slurm import script
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine import slurm_cluster as cluster
 from tests.engine.slurm_cluster import slurm  # noqa: F401 -- a fixture
-from tests.engine.test_ranks import run_on_two_ranks
 
 
 def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
@@ -84,7 +83,7 @@ def test_a_machine_without_slurm_is_named(
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_node_died(
+def test_two_nodes_train_as_two_ranks_of_one_do_and_continue_after_a_node_died(
     slurm: dict[str, str],  # noqa: F811
     make_run: Callable[..., RunDir],
     make_config: Callable[..., RunConfig],
@@ -92,9 +91,10 @@ def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_nod
     capsys: pytest.CaptureFixture[str],
 ):
     alone = make_run("alone", limits={"max_steps": 6})
-    run_on_two_ranks(alone)
+    assert main(["launch", "--on", "local", str(alone.path), "--processes", "2"]) == 0
     config = tmp_path / "fox.json"
-    config.write_text(make_config(limits={"max_steps": 100_000}).model_dump_json())
+    sections = make_config(limits={"max_steps": 100_000}, training={"save_every": 1})
+    config.write_text(sections.model_dump_json())
     arguments = ["--nodes", "2", "--name", "fox", "--runs-dir", str(tmp_path / "runs")]
     assert main(["launch", "slurm", str(config), *arguments]) == 0
     fox = RunDir.open(tmp_path / "runs" / "fox")
@@ -105,28 +105,28 @@ def test_two_nodes_train_as_two_ranks_of_one_do_stop_and_resume_also_after_a_nod
     for again in (["launch", "--on", "slurm", str(fox.path)], ["resume", str(fox.path)]):
         assert main(again) == 2
         assert f"is submitted to Slurm as job {job_id}: RUNNING" in capsys.readouterr().err
+    cluster.kill_tasks_of("n2")
+    cluster.await_no_jobs(slurm)
+    shown = status(fox, capsys)
+    assert (shown["state"], shown["event"]) == ("ended", "failed"), shown
+    await_events(alone, "finished", 1)
+    assert losses(fox)[:6] == pytest.approx(losses(alone), rel=1e-6)
+    assert status(alone, capsys)["event"] == "finished"
+
+    assert main(["launch", "slurm", str(fox.path), "--nodes", "2"]) == 0
+    await_events(fox, "step", len(losses(fox)) + 2)
     assert main(["launch", "stop", str(fox.path)]) == 0
     await_events(fox, "stopped", 1)
     cluster.await_no_jobs(slurm)
     assert status(fox, capsys) | {"job": ""} == {
         "launcher": "slurm", "job": "", "state": "ended", "detail": "COMPLETED", "event": "stopped",
     }  # fmt: skip
-    assert losses(fox)[:6] == pytest.approx(losses(alone), rel=1e-6)
-
-    stopped_at = num_steps(fox)
-    assert main(["launch", "slurm", str(fox.path), "--nodes", "2", "--training.save_every", "1"]) == 0
-    await_events(fox, "step", stopped_at + 2)
-    cluster.kill_tasks_of("n2")
-    cluster.await_no_jobs(slurm)
-    shown = status(fox, capsys)
-    assert (shown["state"], shown["event"]) == ("ended", "failed"), shown
-    assert fox.latest_checkpoint() is not None
-
-    limit = num_steps(fox) + 2
-    assert main(["launch", "slurm", str(fox.path), "--nodes", "2", "--limits.max_steps", str(limit)]) == 0
-    await_events(fox, "finished", 1)
-    cluster.await_no_jobs(slurm)
-    assert num_steps(fox) == limit
+    (resumed_from,) = [
+        event["resumed_from"]
+        for event in read_events(fox.events_jsonl)
+        if event["kind"] == "started" and event["resumed_from"]
+    ]
+    assert resumed_from >= 5
 
 
 @pytest.mark.slow
@@ -226,3 +226,19 @@ def test_an_invalid_configuration_is_rejected_before_anything_is_printed(
     assert "training.lr" in printed.err
     assert main(["launch", "slurm", str(config), "--dry-run", "--node", "2"]) == 2
     assert "there is no option --node" in capsys.readouterr().err
+
+
+def test_a_tool_that_hangs_is_given_up():
+    with pytest.raises(RunError, match="sleep did not answer within 0 s: the cluster's scheduler is down"):
+        output_of(["sleep", "30"], 0.2)
+
+
+def test_a_local_run_uses_one_machine_and_is_not_started_twice(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+):
+    run = make_run()
+    assert main(["launch", "--on", "local", str(run.path), "--nodes", "2"]) == 2
+    assert "--on local uses this machine only" in capsys.readouterr().err
+    with run.locked():
+        assert main(["launch", "--on", "local", str(run.path)]) == 2
+    assert "is running: stop it first" in capsys.readouterr().err

@@ -60,16 +60,18 @@ exit $status
         }
 
     def submit(self, run_dir: RunDir, job: Job, secrets: Mapping[str, str]) -> str:  # noqa: ARG002
-        with (launch_dir(run_dir) / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                ["bash", str(launch_dir(run_dir) / SCRIPT)],
-                env={**os.environ, **secrets},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return f"{process.pid}@{psutil.Process(process.pid).create_time():.2f}@{socket.gethostname()}"
+        # By a shell that ends at once: the run is no child of this process, which may end before or after it.
+        start = 'bash "$0" >>"$1" 2>&1 </dev/null & echo $!'
+        folder = launch_dir(run_dir)
+        done = subprocess.run(
+            ["bash", "-c", start, str(folder / SCRIPT), str(folder / LOG)],
+            env={**os.environ, **secrets},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            check=True,
+        )
+        pid = int(done.stdout)
+        return f"{pid}@{psutil.Process(pid).create_time():.2f}@{socket.gethostname()}"
 
     def status(self, record: JobRecord) -> JobStatus:
         pid, started, host = record.job_id.split("@")
