@@ -13,6 +13,8 @@ import pytest
 
 from flowloom.cli.dataset import VERBS
 from flowloom.cli.main import main
+from flowloom.storage.base import StorageSection
+from flowloom.storage.open import open_source
 from tests.datasets.build.images import image_bytes, write
 from tests.fakes.seaweed import Seaweed
 
@@ -133,6 +135,12 @@ def test_stores_are_named_by_the_keys_of_the_configuration(
         main(["dataset", "lint", "up.jsonl", "--urls", "--resolution", "64", "--html", "l.html", *where]) == 0
     )
     assert main(["dataset", "fix", "up.jsonl", "--urls", "--resolution", "64", "-o", "f.jsonl", *where]) == 0
+    # A JSONL in the bucket, whose names are relative to its folder.
+    section = StorageSection(endpoint=seaweed.endpoint, profile="loom")
+    open_source(bucket, section).write("set.jsonl", Path("d.jsonl"))
+    assert main(["dataset", "lint", f"{bucket}/set.jsonl", "--resolution", "64", *where]) == 0
+    open_source(bucket, section).write("bad.jsonl", Path("d.jsonl").read_bytes().replace(b".png", b".gone"))
+    assert main(["dataset", "lint", f"{bucket}/bad.jsonl", "--resolution", "64", *where]) == 2
     caption = ["--caption", "x"]
     assert main(["dataset", "build", bucket, "-o", "listed.jsonl", *caption, *where]) == 0
     assert len(Path("listed.jsonl").read_text().splitlines()) == 2
@@ -147,8 +155,6 @@ def test_stores_are_named_by_the_keys_of_the_configuration(
 def test_options_of_stores_have_the_help_of_the_configuration(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowloom.storage.base import StorageSection
-
     with pytest.raises(SystemExit):
         main(["dataset", verb, "--help"])
     output = "".join(capsys.readouterr().out.split())

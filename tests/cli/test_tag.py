@@ -11,6 +11,8 @@ from flowloom.cli.tag import caption, tag
 from flowloom.datasets.build.build import build
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.errors import ConfigError
+from flowloom.storage.base import StorageSection
+from flowloom.storage.open import open_source
 from tests.tasks.tagging.conftest import image_dir, runs, tagger  # noqa: F401 -- fixtures
 
 FOX = "fox (forest story), red theme, ^_^, long hair, 1girl"
@@ -53,6 +55,33 @@ def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
     rows = {row["filename"]: row for row in map(json.loads, jsonl.read_text().splitlines())}
     assert rows["red.png"]["caption_or_tags"] == "a fox"
     assert rows["blue.png"]["caption_or_tags"] == "blue theme, ^_^, long hair, 1girl"
+
+
+@pytest.mark.slow
+def test_images_of_a_bucket_are_tagged_in_their_jsonl_and_restored(
+    image_dir: Path,  # noqa: F811
+    tagger: Path,  # noqa: F811
+    tmp_path: Path,
+    storage: StorageSection,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert storage.endpoint
+    monkeypatch.setenv("AWS_ENDPOINT_URL", storage.endpoint)
+    url = f"s3://loom/{tmp_path.name}"
+    store = open_source(url, storage)
+    for path in image_dir.glob("*.png"):
+        store.write(path.name, path)
+    with pytest.raises(SystemExit):
+        tag([url, "--model", str(tagger)])
+    assert "build a JSONL of it with 'flowloom dataset build'" in capsys.readouterr().err
+    build(url, Path("set.jsonl"), BuildOptions(default_caption="", storage=storage), lambda _: None)
+    before = Path("set.jsonl").read_bytes()
+    assert tag(["set.jsonl", "--model", str(tagger), "--name", "all"]) == 0
+    rows = {row["filename"]: row for row in map(json.loads, Path("set.jsonl").read_text().splitlines())}
+    assert rows[f"{url}/blue.png"]["caption_or_tags"] == "blue theme, ^_^, long hair, 1girl"
+    assert tag(["--undo", "runs/all"]) == 0
+    assert Path("set.jsonl").read_bytes() == before
 
 
 def test_problems_are_reported_before_anything_is_created(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.config.local_paths import with_local_paths
+from flowloom.config.local_paths import local_path, with_local_paths
 
 if TYPE_CHECKING:
     from flowloom.datasets.lint.check import LintOptions
@@ -107,7 +107,8 @@ def preflight(arguments: list[str]) -> int:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
+    about = "FLOW's JSONL, also in a bucket: s3://BUCKET/FILE.jsonl"
+    add("jsonl", type=_path_or_url, metavar="FILE.jsonl", help=about)
     add(
         "--config",
         type=Path,
@@ -181,11 +182,14 @@ def _options(args: argparse.Namespace) -> LintOptions:
     from flowloom.config.run import RunConfig
     from flowloom.datasets.build.rows import image_folder
     from flowloom.datasets.lint.check import LintOptions
+    from flowloom.storage.local_copy import is_url, local_copy
 
     config = read_config(args.config, []).config if args.config else RunConfig()
-    default = config.dataloader.image_folder_path if args.config else image_folder(args.jsonl, None)
-    images = args.images or default
-    data: dict[str, Any] = {"jsonl_metadata_path": str(args.jsonl), "image_folder_path": str(images)}
+    jsonl = local_copy(args.jsonl, storage_of(args, config.storage))
+    # Names in a JSONL in a bucket are relative to its folder there.
+    beside = args.jsonl.rpartition("/")[0] if is_url(args.jsonl) else image_folder(jsonl, None)
+    images = args.images or (config.dataloader.image_folder_path if args.config else beside)
+    data: dict[str, Any] = {"jsonl_metadata_path": str(jsonl), "image_folder_path": str(images)}
     data |= {"base_resolution": args.resolution} if args.resolution else {}
     data |= {"batch_size": max(1, args.batch_size)} if args.batch_size else {}
     model: dict[str, Any] = {"t5_max_length": args.max_tokens} if args.max_tokens else {}
@@ -206,6 +210,12 @@ def _options(args: argparse.Namespace) -> LintOptions:
         threads=max(1, args.threads),
         progress=_Counter(),
     )
+
+
+def _path_or_url(text: str) -> str:
+    from flowloom.storage.local_copy import is_url
+
+    return text if is_url(text) else str(local_path(text))
 
 
 def _numbers(text: str) -> list[int]:

@@ -67,7 +67,7 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     properties = task.schema()["properties"]
     add(
         "data_path",
-        type=Path,
+        type=_here,
         metavar="FOLDER|FILE.jsonl",
         nargs="?",
         help=properties["data_path"]["description"],
@@ -107,6 +107,21 @@ def _add_field(parser: argparse.ArgumentParser, name: str, field: dict[str, Any]
     else:
         options |= {"type": {"integer": int, "number": float}.get(str(kind), str), "metavar": "X"}
     parser.add_argument(flag, **options)
+
+
+def _here(text: str) -> Path:
+    """A path on this machine; captions are written there, with their journal."""
+    import argparse
+
+    from flowloom.config.local_paths import local_path, local_path_error
+    from flowloom.storage.base import scheme_of
+
+    if scheme_of(text) in ("s3", "gs", "az"):
+        raise argparse.ArgumentTypeError(
+            f"{local_path_error(text)} Or build a JSONL of it with 'flowloom dataset build' and tag that: "
+            "images are then read from the bucket, and captions can be undone."
+        )
+    return local_path(text)
 
 
 def _list(text: str) -> list[str]:
