@@ -17,6 +17,7 @@ from flowloom.engine import checkpoint
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.shard_files import SaveGroup
 from flowloom.engine.snapshot import HostBuffers, Snapshot, take_snapshot
 from flowloom.errors import DiskFullError, TrainingError
 from flowloom.run.directory import RunDir
@@ -60,14 +61,14 @@ class Delay:
     def holding_back(self) -> Iterator[None]:
         save = checkpoint.save
 
-        def late(run_dir: RunDir, snapshot: Snapshot) -> Path:
+        def late(run_dir: RunDir, snapshot: Snapshot, group: SaveGroup) -> Path:
             if threading.current_thread() is not threading.main_thread():
                 self.at_once += 1
                 assert self.at_once == 1, "two saves at a time"
                 with self.changed:
                     assert self.changed.wait_for(lambda: self.step >= snapshot.step + DELAY, timeout=20)
                 self.at_once -= 1
-            return save(run_dir, snapshot)
+            return save(run_dir, snapshot, group)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "save", late)

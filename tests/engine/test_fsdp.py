@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.checkpoint import EMA, MODEL, OPTIMIZER, SHARDS, WEIGHTS
+from flowloom.engine.shard_files import open_shards
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.parallel.strategy import with_strategy
 from flowloom.errors import ConfigError
@@ -141,10 +143,25 @@ def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
 
 
 def tensors_of(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, in either layout: exports, exact weights, average, moments."""
     folder = run_dir.latest_checkpoint()
     assert folder is not None
     files = sorted(folder.rglob("*.safetensors"))
-    return {f"{path.name}:{name}": tensor for path in files for name, tensor in open_weights(path).items()}
+    found = {f"{path.name}:{name}": tensor for path in files for name, tensor in open_weights(path).items()}
+    states = torch.load(folder / "state" / OPTIMIZER, weights_only=True)
+    for kind in ("optimizer", "parked"):
+        for name, kept in states[kind].items():
+            found |= {f"{kind}/{name}/{key}": value for key, value in kept.items()}
+    shards = folder / "state" / SHARDS
+    if shards.exists():
+        found |= {f"{EMA}:{name}": tensor for name, tensor in open_shards(shards, "average").items()}
+        for kind in ("optimizer", "parked"):
+            found |= {f"{kind}/{key}": value for key, value in open_shards(shards, kind).items()}
+        exported = open_weights(folder / MODEL).dtypes
+        exact = open_shards(shards, "weights")
+        assert exact.keys() == exported.keys()
+        found |= {f"{WEIGHTS}:{name}": t for name, t in exact.items() if t.dtype != exported[name]}
+    return found
 
 
 def assert_equal(alone: RunDir, sharded: RunDir) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flowloom.engine.checkpoint import SHARDS
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine.processes import ForkedProcess, free_port, rank_environment, run_ranks, start_engine
@@ -23,7 +24,7 @@ SECTIONS: dict[str, Any] = {
     "ema": {"decay": 0.9},
     "limits": {"max_steps": STEPS},
 }
-STRATEGIES: dict[str, dict[str, Any]] = {"ranks": {}}
+STRATEGIES: dict[str, dict[str, Any]] = {"ranks": {}, "fsdp": {"strategy": "fsdp"}}
 VICTIMS = ([0], [1], [0, 1])
 
 
@@ -48,6 +49,9 @@ def test_two_ranks_killed_at_random_moments_lose_nothing(
     assert run_ranks(killed, 2) == 0
     assert losses(killed) == losses(whole), f"seed {seed}"
     assert sorted(losses(killed)) == list(range(1, STEPS + 1))
+    latest = killed.latest_checkpoint()
+    assert latest is not None
+    assert (latest / "state" / SHARDS).exists() == (strategy == "fsdp")
     expected, found = tensors_of(whole), tensors_of(killed)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not expected[name].equal(found[name])] == []

@@ -22,6 +22,7 @@ from flowloom.engine.collate import prepare
 from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.shard_files import SaveGroup
 from flowloom.engine.snapshot import take_snapshot
 from flowloom.engine.step import train_step
 from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
@@ -276,5 +277,5 @@ def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
     state = build(run_dir.read_config(), Ranks()).state
     assert len(state.trained) > 20
     with Alive() as alive:
-        save(run_dir, take_snapshot(state, {}))
+        save(run_dir, take_snapshot(state, {}), SaveGroup())
     assert 0 < alive.most <= 2

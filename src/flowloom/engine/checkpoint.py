@@ -6,14 +6,16 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowloom.engine.finite import not_finite
 from flowloom.engine.position import Position
+from flowloom.engine.shard_files import SaveGroup, open_shards, write_shards
 from flowloom.engine.snapshot import ADAPTER, EMA_ADAPTER, EMA_MODEL, MODEL, Snapshot, numbers_of
 from flowloom.engine.state import TrainState
 from flowloom.errors import (
@@ -30,12 +32,14 @@ from flowloom.models.weights import open_weights, place, save_weights
 from flowloom.run.directory import RunDir, checkpoint_name
 
 POSITION, OPTIMIZER, WEIGHTS, EMA = "trainer.json", "optimizer.pt", "weights.safetensors", "ema.safetensors"
+SHARDS = "shards"
+"""Folder in place of the tensors in the other files, of a network that is sharded over the ranks."""
 _UNREADABLE = (pickle.UnpicklingError, EOFError)
 """Errors of torch on truncated files, beside RuntimeError."""
 
 
-def save(run_dir: RunDir, snapshot: Snapshot) -> Path:
-    """Write a checkpoint and return its folder.
+def save(run_dir: RunDir, snapshot: Snapshot, group: SaveGroup) -> Path:
+    """Write a checkpoint and return its folder. The ranks of `group` call this together.
 
     It is written under a temporary name, flushed to the disk and renamed, so that a folder called
     `step_XXXXXXXX` is always complete.
@@ -44,37 +48,49 @@ def save(run_dir: RunDir, snapshot: Snapshot) -> Path:
         DivergedError: it would hold a NaN or an infinity; nothing is written.
         DiskFullError: the disk is full; nothing is left behind.
     """
-    if found := not_finite(snapshot.numbers):
+    if found := group.first_of(not_finite(snapshot.numbers)):
         raise DivergedError(snapshot.step, f"{found} is no longer finite, so this step is not saved")
     final = run_dir.checkpoint_dir(snapshot.step)
-    partial = final.with_name(f"{final.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = final.with_name(f"{final.name}.tmp")
     try:
-        (partial / "state").mkdir(parents=True)
-        _write(partial, snapshot)
-        _sync_tree(partial)
-        discard(final)
-        partial.rename(final)
-        sync(final.parent)
+        group.from_first(partial(_begin, unfinished))
+        if snapshot.shards:
+            write_shards(unfinished / "state" / SHARDS, snapshot.shards, group)
+        group.from_first(partial(_finish, unfinished, final, snapshot))
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise disk_full(final, error) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if group.is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, snapshot: Snapshot) -> None:
-    for name, (tensors, metadata) in snapshot.exports.items():
+def _begin(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "state").mkdir(parents=True)
+
+
+def _finish(folder: Path, final: Path, snapshot: Snapshot) -> None:
+    """Write everything but shards into `folder`, then rename it."""
+    weights, average = snapshot.numbers.weights, snapshot.numbers.average
+    inner = folder / "state"
+    if snapshot.shards:
+        # Each whole tensor is read from the shards of all ranks when it is written.
+        weights, average = (open_shards(inner / SHARDS, kind) for kind in ("weights", "average"))
+    for name, (tensors, metadata) in snapshot.exports(weights, average).items():
         save_weights(folder / name, tensors, metadata)
-    inner, numbers = folder / "state", snapshot.numbers
     if snapshot.finer:
         save_weights(inner / WEIGHTS, snapshot.finer, {})
     (inner / POSITION).write_text(snapshot.position)
-    _torch_save(inner / OPTIMIZER, {"optimizer": numbers.optimizer, "parked": numbers.parked})
-    if numbers.average:
-        save_weights(inner / EMA, numbers.average, {})
+    _torch_save(inner / OPTIMIZER, snapshot.optimizer)
+    if average and not snapshot.shards:
+        save_weights(inner / EMA, average, {})
+    _sync_tree(folder)
+    discard(final)
+    folder.rename(final)
+    sync(final.parent)
 
 
 def _torch_save(path: Path, content: object) -> None:
@@ -117,37 +133,61 @@ def _misnamed(folder: Path, step: int) -> CheckpointError:
     return error
 
 
-def _load(folder: Path, state: TrainState) -> None:
+class _Stored(NamedTuple):
+    """The numbers of a checkpoint; in both layouts whole tensors, each read on access."""
+
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    optimizer: dict[str, dict[str, Any]]
+    parked: dict[str, dict[str, Any]]
+
+
+def _opened(folder: Path, state: TrainState) -> _Stored:
     inner = folder / "state"
-    recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
     # By mmap: a rank that shares the weights keeps a part of these states.
     mmap = state.shards is not None
-    optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap)
+    recorded = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap)
+    optimizer, parked = (
+        {name: state.part_of(name, kept) for name, kept in recorded[kind].items()}
+        for kind in ("optimizer", "parked")
+    )
+    if not (inner / SHARDS).exists():
+        weights: dict[str, Tensor] = {}
+        if state.adapter is None:
+            weights |= dict(open_weights(folder / MODEL).items())
+        if (inner / WEIGHTS).exists():
+            weights |= dict(open_weights(inner / WEIGHTS).items())
+        average: Mapping[str, Tensor] = open_weights(inner / EMA) if (inner / EMA).exists() else {}
+        return _Stored(weights, average, optimizer, parked)
+    for kind, states in (("optimizer", optimizer), ("parked", parked)):
+        shards = open_shards(inner / SHARDS, kind)
+        for key in shards:
+            name, _, kept = key.partition("/")
+            states[name][kept] = state.part_of(name, shards[key])
+    weights_of, average_of = (open_shards(inner / SHARDS, kind) for kind in ("weights", "average"))
+    return _Stored(weights_of, average_of, optimizer, parked)
+
+
+def _load(folder: Path, state: TrainState) -> None:
+    recorded: dict[str, Any] = json.loads((folder / "state" / POSITION).read_text())
+    stored = _opened(folder, state)
     # Checkpoints of earlier versions call it "turn".
     rotation = recorded.pop("rotation" if "rotation" in recorded else "turn")
-    state.parked = {name: state.part_of(name, kept) for name, kept in optimizer["parked"].items()}
+    state.parked = stored.parked
     state.position = Position(**recorded)
     if state.ema:
         # Without a file the average starts from the checkpoint's weights, not from the base's.
-        known: Mapping[str, Tensor] = open_weights(inner / EMA) if (inner / EMA).exists() else {}
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
         state.ema.shadow = {
-            name: place(state.part_of(name, t), device, torch.float32) for name, t in known.items()
+            name: place(state.part_of(name, t), device, torch.float32) for name, t in stored.average.items()
         }
-    _load_weights(folder, state)
+    _load_weights(stored.weights, state)
     # Not rotation_at(step): a checkpoint between two rotations still holds the optimizer of the first.
     state.start_rotation(rotation)
-    kept = {name: state.part_of(name, value) for name, value in optimizer["optimizer"].items()}
-    state.load_optimizer_states(kept)
+    state.load_optimizer_states(stored.optimizer)
 
 
-def _load_weights(folder: Path, state: TrainState) -> None:
-    precise = folder / "state" / WEIGHTS
-    tensors: dict[str, Tensor] = {}
-    if state.adapter is None:
-        tensors |= dict(open_weights(folder / MODEL).items())
-    if precise.exists():
-        tensors |= dict(open_weights(precise).items())
+def _load_weights(tensors: Mapping[str, Tensor], state: TrainState) -> None:
     if state.host:
         state.host.restore({} if state.adapter else tensors)
     if state.adapter and not state.shards:

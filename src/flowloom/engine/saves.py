@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from flowloom.engine import checkpoint
+from flowloom.engine.parallel.ranks import PATIENCE
 from flowloom.engine.report import Reporter
 from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
+from flowloom.engine.shard_files import SaveGroup
 from flowloom.engine.snapshot import HostBuffers, Snapshot, take_snapshot
 from flowloom.engine.state import TrainState
 from flowloom.errors import DiskFullError
@@ -26,6 +31,11 @@ class Saves:
         self.config = state.config
         self._buffers = HostBuffers()
         self._writing: Future[None] | None = None
+        # Training uses the other group meanwhile.
+        self._group = SaveGroup()
+        if state.has_shard_files:
+            group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._group = SaveGroup(group)
         # The checkpoint that the run resumed from is already on disk.
         self._saved_step = state.position.step or -1
 
@@ -47,7 +57,7 @@ class Saves:
         takes_part = self.state.runs_network
         buffers = self._buffers if in_background else None
         snapshot = take_snapshot(self.state, self.metadata, buffers) if takes_part else None
-        if snapshot is None or not self.state.ranks.is_first:
+        if snapshot is None or not (self.state.ranks.is_first or snapshot.shards):
             self._saved_step = position.step
         elif in_background:
             self._writing = self._start(snapshot)
@@ -90,27 +100,36 @@ class Saves:
             self._write(snapshot)
 
     def _write(self, snapshot: Snapshot) -> None:
-        self.run_dir.require_in_place()
         try:
-            self._remove(leaving_before_save(self.run_dir, self.config))
+            self._group.from_first(self._prepare)
             folder = self._write_checkpoint(snapshot)
         except FileNotFoundError:
             self.run_dir.require_in_place()
             raise
         self._saved_step = snapshot.step
-        self.reporter.emit("saved", step=snapshot.step, dir=str(folder.relative_to(self.run_dir.path)))
-        self._remove(leaving_after_save(self.run_dir, self.config))
+        if self._group.is_first:
+            self.reporter.emit("saved", step=snapshot.step, dir=str(folder.relative_to(self.run_dir.path)))
+            self._remove(leaving_after_save(self.run_dir, self.config))
+
+    def _prepare(self) -> None:
+        self.run_dir.require_in_place()
+        self._remove(leaving_before_save(self.run_dir, self.config))
 
     def _write_checkpoint(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint; on a full disk remove older ones, as far as the configuration allows."""
         while True:
             try:
-                return checkpoint.save(self.run_dir, snapshot)
+                return checkpoint.save(self.run_dir, snapshot, self._group)
             except DiskFullError as error:
-                leaving = leaving_when_full(self.run_dir, self.config, str(error))
-                if leaving is None or not error.can_be_freed:
+                if not self._group.from_first(partial(self._makes_room, error)):
                     raise
-                self._remove([leaving])
+
+    def _makes_room(self, error: DiskFullError) -> bool:
+        leaving = leaving_when_full(self.run_dir, self.config, str(error))
+        if leaving is None or not error.can_be_freed:
+            return False
+        self._remove([leaving])
+        return True
 
     def _remove(self, leaving: Iterable[Leaving]) -> None:
         for folder, reason in leaving:

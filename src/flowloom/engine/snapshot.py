@@ -32,19 +32,26 @@ class Export(NamedTuple):
     metadata: Mapping[str, str]
 
 
+MakeExports = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Export]]
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a checkpoint holds."""
+    """Everything that a checkpoint holds; of a network that is sharded over the ranks, this rank's part."""
 
     step: int
     position: str
     """JSON."""
     numbers: Numbers
     """Every weight, average and optimizer state, by the checkpoint's names."""
-    exports: dict[str, Export]
-    """Files for other programs, by name."""
+    optimizer: dict[str, Any]
+    """Optimizer states that are not in `shards`."""
+    exports: MakeExports
+    """Files for other programs by name, made of the whole weights and their average."""
     finer: Mapping[str, Tensor]
     """Weights in a number format that their export does not have."""
+    shards: Mapping[str, Tensor]
+    """DTensors on the CPU, of which each rank writes its part; empty if the first rank has all."""
 
 
 class HostBuffers:
@@ -98,18 +105,61 @@ def take_snapshot(
         metadata: of the exported files.
         buffers: for a copy of all that training changes. Without them the snapshot is the live state.
     """
+    if state.has_shard_files:
+        return _shards_snapshot(state, metadata, buffers or HostBuffers())
     numbers = numbers_of(state, buffers.copied if buffers and not state.shards else _same)
     if state.shards:
         numbers = _joined(state, numbers)
     elif buffers:
         buffers.finish(state.precision.device)
     compute = state.precision.compute
+    exports: MakeExports = partial(_exports, compute, metadata)
+    if state.adapter:
+        exports = partial(_made, _adapter_exports(state, state.adapter, numbers, metadata))
     return Snapshot(
         step=state.position.step,
-        position=json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1),
+        position=_position(state),
         numbers=numbers,
-        exports=_exports(state, numbers, metadata),
+        optimizer={"optimizer": numbers.optimizer, "parked": numbers.parked},
+        exports=exports,
         finer={name: t for name, t in numbers.weights.items() if state.adapter or t.dtype != compute},
+        shards={},
+    )
+
+
+def _position(state: TrainState) -> str:
+    return json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1)
+
+
+def _shards_snapshot(state: TrainState, metadata: dict[str, str], buffers: HostBuffers) -> Snapshot:
+    numbers = numbers_of(state, buffers.copied)
+    buffers.finish(state.precision.device)
+    shards: dict[str, Tensor] = {}
+    others: dict[str, dict[str, Any]] = {"optimizer": {}, "parked": {}}
+
+    def add(key: str, name: str, part: Any) -> bool:
+        """Add a part that has the shape of this rank's part of the weight `name`."""
+        has_shape = isinstance(part, Tensor) and part.shape == state.parts[name].shape
+        if has_shape:
+            shards[key] = state.placed(name, part)
+        return has_shape
+
+    for kind, parts in (("weights", numbers.weights), ("average", numbers.average)):
+        for name, part in parts.items():
+            add(f"{kind}/{name}", name, part)
+    for kind, states in (("optimizer", numbers.optimizer), ("parked", numbers.parked)):
+        for name, values in states.items():
+            others[kind][name] = {
+                key: value for key, value in values.items() if not add(f"{kind}/{name}/{key}", name, value)
+            }
+    return Snapshot(
+        step=state.position.step,
+        position=_position(state),
+        numbers=numbers,
+        optimizer=others,
+        exports=partial(_exports, state.precision.compute, metadata),
+        finer={},
+        shards=shards,
     )
 
 
@@ -138,7 +188,7 @@ def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Nu
     # weight puts a copy in its place. Parked optimizer states never change.
     weights: dict[str, Tensor] = {
         name: keep(f"weights/{name}", weight)
-        if all_change or name in state.trained or name in shadow
+        if all_change or state.shards or name in state.trained or name in shadow
         else weight
         for name, weight in source.items()
     }
@@ -162,14 +212,23 @@ def _joined(state: TrainState, parts: Numbers) -> Numbers:
     return Numbers(*(all_joined(values) for values in parts))
 
 
-def _exports(state: TrainState, numbers: Numbers, metadata: dict[str, str]) -> dict[str, Export]:
-    if state.adapter:
-        return _adapter_exports(state, state.adapter, numbers, metadata)
-    compute = state.precision.compute
-    exports = {MODEL: Export(_cast(numbers.weights, compute), metadata)}
-    if state.ema:
-        averaged = {**numbers.weights, **numbers.average}
-        exports[EMA_MODEL] = Export(_cast(averaged, compute), metadata)
+def _made(
+    exports: dict[str, Export], _weights: Mapping[str, Tensor], _average: Mapping[str, Tensor]
+) -> dict[str, Export]:
+    return exports
+
+
+def _exports(
+    compute: torch.dtype,
+    metadata: dict[str, str],
+    weights: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
+) -> dict[str, Export]:
+    """The files of a network. Tensors are converted when they are written: they may not all fit in memory."""
+    plain, averaged = _cast(weights, compute), _cast(average, compute)
+    exports = {MODEL: Export(Weights(Path(), plain, {}), metadata)}
+    if average:
+        exports[EMA_MODEL] = Export(Weights(Path(), plain | averaged, {}), metadata)
     return exports
 
 
@@ -194,7 +253,15 @@ def _adapter_exports(
     return exports
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
-    """`tensors` in `dtype`, each converted when it is written: they may not all fit on the device."""
-    entries = {name: Entry(tuple(t.shape), dtype, partial(t.to, dtype)) for name, t in tensors.items()}
-    return Weights(Path(), entries, {})
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Entry]:
+    if isinstance(tensors, Weights):
+        shapes = tensors.shapes
+    else:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {
+        name: Entry(shape, dtype, partial(_read_as, tensors, name, dtype)) for name, shape in shapes.items()
+    }
+
+
+def _read_as(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    return tensors[name].to(dtype)

@@ -142,6 +142,16 @@ class TrainState:
         """The whole of `part`, which has the shape of this rank's part of `weight`; by all ranks at once."""
         return self.shards.whole(weight, part) if self.shards else part
 
+    @property
+    def has_shard_files(self) -> bool:
+        """True if each rank writes its part of a checkpoint; the first one writes adapters, which are small."""
+        return self.shards is not None and self.adapter is None
+
+    def placed(self, name: str, part: Tensor) -> Tensor:
+        """A sharded tensor with the shape of the weight `name`, of which this rank has `part`, on the CPU."""
+        assert self.shards
+        return self.shards.placed(self.weights[name], part)
+
     def joined(self, tensor: Tensor) -> Tensor:
         """The whole of a weight, by all ranks at once."""
         return self.shards.joined(tensor) if self.shards else tensor

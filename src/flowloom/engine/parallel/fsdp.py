@@ -38,6 +38,10 @@ class Shards:
         self._model = cast("FSDPModule", model)
         self._modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self._group = mesh.get_group("shard")
+        is_on_cpu = mesh.device_type == "cpu"
+        self._host_mesh = (
+            mesh if is_on_cpu else DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
+        )
         self._place, self._num = self._group.rank(), self._group.size()
 
     def parts(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -72,6 +76,18 @@ class Shards:
             stride=sharded.stride(),
         )
         return self.joined(whole)
+
+    def placed(self, weight: nn.Parameter, part: Tensor) -> Tensor:
+        """A tensor with the shape of `weight`, of which this rank has `part`, on the CPU."""
+        sharded = cast("DTensor", weight)
+        return DTensor.from_local(
+            part,
+            self._host_mesh,
+            sharded.placements,
+            run_check=False,
+            shape=sharded.shape,
+            stride=sharded.stride(),
+        )
 
     def joined(self, tensor: Tensor) -> Tensor:
         """All parts of a sharded tensor, on the CPU. Called by all ranks at once."""
