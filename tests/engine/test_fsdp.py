@@ -79,13 +79,22 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2": (2, {"strategy": "fsdp"}),
     "4": (4, {"strategy": "fsdp"}),
     "2x2": (4, {"strategy": "fsdp", "shard_ranks": 2}),
+    "2 whole": (2, {"strategy": "ranks"}),
+    "4 whole": (4, {"strategy": "ranks"}),
 }
 SHARDED = ("2", "4", "2x2")
 PAIRS = [(case, "2") for case in CASES] + [
     (case, layout) for case in ("full", "rotation", "lora") for layout in ("4", "2x2")
 ]
-RESUMED = [("rotation", "1", "2"), ("full", "2", "4"), ("lora", "2", "2x2"), ("keywords", "2x2", "1")]
-"""Half of the steps in one layout, half in another."""
+RESUMED = [
+    ("rotation", "1", "2"),
+    ("full", "2", "1", "4"),
+    ("lora", "2", "2x2"),
+    ("keywords", "2x2", "1"),
+    ("full", "2 whole", "4"),
+    ("rotation", "2", "4 whole"),
+]
+"""A part of the steps in one layout, then a part in another."""
 Runs = dict[tuple[str, ...], RunDir]
 
 
@@ -108,19 +117,19 @@ def runs(
         defaults = {
             "training": TRAINING,
             "dataloader": {"batch_size": 5},
-            "limits": {"max_steps": STEPS // 2 if then else STEPS},
+            "limits": {"max_steps": STEPS // (1 + len(then))},
             "model": model_section(tiny_flux1_dir) if case == "flux1" else chroma,
         }
         run_dir = made[case, layout, *then] = RunDir.create("-".join((case, layout, *then)), root)
         run_dir.write_run(make_config(**(defaults | CASES[case]), parallel=parallel), "a test")
     waiting = {run_dir: [*layouts] for (_, *layouts), run_dir in made.items()}
-    for size in (1, 2, 4, 1):
+    for size in (1, 2, 4, 1, 4):
         now = [run_dir for run_dir, layouts in waiting.items() if layouts and LAYOUTS[layouts[0]][0] == size]
         train(now, size)
         for run_dir in now:
             waiting[run_dir].pop(0)
             if waiting[run_dir]:
-                resume_in(LAYOUTS[waiting[run_dir][0]][1], run_dir)
+                resume_in(LAYOUTS[waiting[run_dir][0]][1], run_dir, STEPS // len(waiting[run_dir]))
     return made
 
 
@@ -132,10 +141,10 @@ def train(run_dirs: Sequence[RunDir], num_ranks: int) -> None:
             run_engine(run_dir)
 
 
-def resume_in(parallel: dict[str, Any], run_dir: RunDir) -> None:
+def resume_in(parallel: dict[str, Any], run_dir: RunDir, max_steps: int) -> None:
     wanted = {"strategy": "auto", "shard_ranks": 0} | parallel
     flags = [(f"parallel.{key}", str(value)) for key, value in wanted.items()]
-    change_by_flags(run_dir, [*flags, ("limits.max_steps", str(STEPS))])
+    change_by_flags(run_dir, [*flags, ("limits.max_steps", str(max_steps))])
 
 
 def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
@@ -190,9 +199,9 @@ def test_a_sharded_run_equals_that_of_one_rank(runs: Runs, case: str, layout: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "before", "after"), RESUMED)
-def test_a_run_resumes_in_another_layout(runs: Runs, case: str, before: str, after: str) -> None:
-    assert_equal(runs[case, "1"], runs[case, before, after])
+@pytest.mark.parametrize("path", RESUMED, ids=" to ".join)
+def test_a_run_resumes_in_another_layout(runs: Runs, path: tuple[str, ...]) -> None:
+    assert_equal(runs[path[0], "1"], runs[path])
 
 
 @pytest.mark.slow

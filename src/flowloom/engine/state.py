@@ -144,7 +144,7 @@ class TrainState:
 
     @property
     def has_shard_files(self) -> bool:
-        """True if each rank writes its part of a checkpoint; the first one writes adapters, which are small."""
+        """True if each rank writes its part of a checkpoint. Of adapters, the first rank writes all."""
         return self.shards is not None and self.adapter is None
 
     def placed(self, name: str, part: Tensor) -> Tensor:
