@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
@@ -184,6 +186,35 @@ def test_a_resume_without_steps_left_names_the_limit_to_raise(
     change_by_flags(run_dir, [raised, ("limits.max_steps", str(done + 2))])
     run_engine(run_dir)
     assert sorted(losses(run_dir)) == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize("method", ["full", "rotation", "lora"])
+def test_a_checkpoint_of_the_first_version_is_resumed(make_run: Callable[..., RunDir], method: str) -> None:
+    """Written here by the packages of its files: safetensors, torch, json."""
+    sections = METHODS[method] | {"limits": {"max_steps": 6}}
+    whole = make_run("whole", **sections)
+    run_engine(whole)
+    old = make_run("old", **sections | {"limits": {"max_steps": 3}})
+    run_engine(old)
+    newest = old.latest_checkpoint()
+    assert newest is not None
+    kind = "adapter" if method == "lora" else "model"
+    written = {f"{kind}.safetensors", f"{kind}_ema.safetensors"}
+    states = {"trainer.json", "optimizer.pt", "ema.safetensors"}
+    states |= {"weights.safetensors"} if method == "lora" else set()
+    assert {path.name for path in newest.rglob("*") if path.is_file()} == written | states
+    for path in newest.rglob("*.safetensors"):
+        save_file(load_file(path), path)
+    position = json.loads((newest / "state" / "trainer.json").read_text())
+    position["turn"] = position.pop("rotation")
+    (newest / "state" / "trainer.json").write_text(json.dumps(position))
+    optimizer = torch.load(newest / "state" / "optimizer.pt", weights_only=True)
+    assert set(optimizer) == {"optimizer", "parked"}
+    assert all(set(kept) == {"step", "exp_avg", "exp_avg_sq"} for kept in optimizer["optimizer"].values())
+    torch.save(optimizer, newest / "state" / "optimizer.pt")
+    change_by_flags(old, [("limits.max_steps", "6")])
+    run_engine(old)
+    assert losses(old) == losses(whole)
 
 
 @pytest.mark.slow

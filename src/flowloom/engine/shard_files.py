@@ -51,7 +51,7 @@ class SaveGroup:
         self.is_first = group is None or dist.get_rank(group) == 0
 
     def first_of(self, found: str | None) -> str | None:
-        """What any rank has found."""
+        """The finding of the first rank that has one."""
         if self.group is None:
             return found
         all_found: list[str | None] = [None] * dist.get_world_size(self.group)
