@@ -79,8 +79,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2": (2, {"strategy": "fsdp"}),
     "4": (4, {"strategy": "fsdp"}),
     "2x2": (4, {"strategy": "fsdp", "shard_ranks": 2}),
-    "2 whole": (2, {"strategy": "ranks"}),
-    "4 whole": (4, {"strategy": "ranks"}),
+    "2-whole": (2, {"strategy": "ranks"}),
+    "4-whole": (4, {"strategy": "ranks"}),
 }
 SHARDED = ("2", "4", "2x2")
 PAIRS = [(case, "2") for case in CASES] + [
@@ -91,8 +91,8 @@ RESUMED = [
     ("full", "2", "1", "4"),
     ("lora", "2", "2x2"),
     ("keywords", "2x2", "1"),
-    ("full", "2 whole", "4"),
-    ("rotation", "2", "4 whole"),
+    ("full", "2-whole", "4"),
+    ("rotation", "2", "4-whole"),
 ]
 """A part of the steps in one layout, then a part in another."""
 Runs = dict[tuple[str, ...], RunDir]
