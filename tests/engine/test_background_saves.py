@@ -18,7 +18,7 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.shard_files import SaveGroup
-from flowloom.engine.snapshot import HostBuffers, Snapshot, take_snapshot
+from flowloom.engine.snapshot import HostBuffers, Snapshot, copied_bytes, take_snapshot
 from flowloom.errors import DiskFullError, TrainingError
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
@@ -163,6 +163,32 @@ def test_host_memory_is_used_again_and_frozen_weights_take_none(make_config: Cal
     assert all(first.weights[name].data_ptr() == second.weights[name].data_ptr() for name in copied)
     name = min(copied)
     assert torch.equal(first.average[name], live[name])
+
+
+def test_training_waits_for_a_save_where_the_host_has_no_room_for_a_copy(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowloom.engine.saves.available_bytes", lambda: 2**20)
+    run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 3})
+    run_engine(run_dir)
+    events = list(read_events(run_dir.events_jsonl))
+    (warning,) = [event for event in events if event["kind"] == "warning"]
+    assert "1.0 MiB are free" in warning["message"]
+    assert "checkpoint.in_background" in warning["hint"]
+    steps = [(event["kind"], event["step"]) for event in events if event["kind"] in ("step", "saved")]
+    assert steps == [(kind, step) for step in (1, 2, 3) for kind in ("step", "saved")]
+
+
+def test_the_size_of_a_copy_is_known_before_it_is_made(make_config: Callable[..., Any]) -> None:
+    state = build(make_config(lora={"rank": 2, "alpha": 4}, **EMA), Ranks()).state
+    for weight in state.trained.values():
+        weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+    buffers = HostBuffers()
+    take_snapshot(state, {}, buffers)
+    assert (
+        buffers.num_bytes == copied_bytes(state) > sum(weight.nbytes for weight in state.trained.values()) * 4
+    )
 
 
 def test_copies_of_low_bit_states_are_low_bit_states() -> None:

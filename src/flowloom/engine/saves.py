@@ -13,14 +13,18 @@ import torch
 import torch.distributed as dist
 
 from flowloom.engine import checkpoint
+from flowloom.engine.host_memory import available_bytes
 from flowloom.engine.parallel.ranks import PATIENCE
 from flowloom.engine.report import Reporter
 from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
 from flowloom.engine.shard_files import SaveGroup
-from flowloom.engine.snapshot import HostBuffers, Snapshot, take_snapshot
+from flowloom.engine.snapshot import HostBuffers, Snapshot, copied_bytes, take_snapshot
 from flowloom.engine.state import TrainState
-from flowloom.errors import DiskFullError
+from flowloom.errors import DiskFullError, size_text
 from flowloom.run.directory import RunDir, step_of
+
+ROOM = 1.2
+"""Free host memory that a copy in it needs, over its size."""
 
 
 class Saves:
@@ -30,6 +34,7 @@ class Saves:
         self.run_dir, self.state, self.reporter, self.metadata = run_dir, state, reporter, metadata
         self.config = state.config
         self._buffers = HostBuffers()
+        self._has_warned = False
         self._writing: Future[None] | None = None
         # Training uses the other group meanwhile.
         self._group = SaveGroup()
@@ -55,16 +60,32 @@ class Saves:
         if position.step == self._saved_step:
             return
         takes_part = self.state.runs_network
-        buffers = self._buffers if in_background else None
+        buffers = self._buffers if in_background and self._has_room() else None
         snapshot = take_snapshot(self.state, self.metadata, buffers) if takes_part else None
         if snapshot is None or not (self.state.ranks.is_first or snapshot.shards):
             self._saved_step = position.step
-        elif in_background:
+        elif buffers:
             self._writing = self._start(snapshot)
         else:
             self._write(snapshot)
         if not in_background:
             self.state.ranks.wait()
+
+    def _has_room(self) -> bool:
+        """True if the host has memory for a copy; otherwise training waits, with a warning the first time."""
+        if not self.state.ranks.is_first or self.state.has_shard_files:
+            return True
+        needed, free = copied_bytes(self.state) - self._buffers.num_bytes, available_bytes()
+        has_room = ROOM * needed <= free
+        if not has_room and not self._has_warned:
+            self._has_warned = True
+            self.reporter.emit(
+                "warning",
+                message="Training waits while checkpoints are written: their copy needs "
+                f"{size_text(needed)} of host memory, and {size_text(free)} are free.",
+                hint="Free memory, or set checkpoint.in_background to false.",
+            )
+        return has_room
 
     @property
     def is_writing(self) -> bool:

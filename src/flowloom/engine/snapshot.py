@@ -79,6 +79,11 @@ class HostBuffers:
             buffer = self._buffers[key] = _host_tensor(value)
         return buffer.copy_(value.detach(), non_blocking=value.is_cuda)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def finish(self, device: torch.device) -> None:
         """Wait for the copies from `device`, and free the buffers of keys that were not copied this time."""
         if device.type == "cuda":
@@ -195,6 +200,21 @@ def numbers_of(state: TrainState, keep: Callable[[str, Any], Any] = _same) -> Nu
     return Numbers(
         weights, keep("average", shadow), keep("optimizer", state.optimizer_states()), dict(state.parked)
     )
+
+
+def copied_bytes(state: TrainState) -> int:
+    """Host memory that the copies of a snapshot of `state` take."""
+    counted: list[int] = []
+
+    def count(key: str, value: Any) -> Any:
+        if is_object(value):
+            return {name: count(key, part) for name, part in value.items()}
+        if isinstance(value, Tensor):
+            counted.append(value.nbytes)
+        return value
+
+    numbers_of(state, count)
+    return sum(counted)
 
 
 def _joined(state: TrainState, parts: Numbers) -> Numbers:
