@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.checkpoint import EMA, MODEL, OPTIMIZER, SHARDS, WEIGHTS
-from flowloom.engine.shard_files import open_shards
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.parallel.strategy import with_strategy
+from flowloom.engine.shard_files import open_shards
 from flowloom.errors import ConfigError
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.tiny import TINY, random_chroma_weights
