@@ -23,10 +23,12 @@ from flowloom.engine.sample import SampleRequest, sample
 from flowloom.errors import ConfigError
 from flowloom.model_library.requirements import unfit_models
 from flowloom.model_library.scan import look
+from flowloom.models import weight_files
 from flowloom.models.chroma_names import from_diffusers, to_diffusers
 from flowloom.models.families.chroma import FAMILY as CHROMA
 from flowloom.models.families.flux1 import FAMILY as FLUX1
 from flowloom.models.family import detect
+from flowloom.models.gguf_files import read_blocks
 from flowloom.models.quantized import check_products
 from flowloom.models.quantized_cache import default_folder
 from flowloom.models.weights import open_weights, save_weights
@@ -83,8 +85,15 @@ def test_a_run_on_a_quantized_file_is_that_on_its_numbers(
     assert_equal(*found)
 
 
-def test_flux1_reads_them_too(tmp_path: Path) -> None:
+def test_flux1_reads_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under Black Forest Labs' names, whose rows are cut, and below ComfyUI's prefix."""
+    read: list[int] = []
+
+    def counted(path: Path, place: Any) -> Any:
+        read.append(place.begin)
+        return read_blocks(path, place)
+
+    monkeypatch.setattr(weight_files, "read_blocks", counted)
     state = released_state(columns=32)
     prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
     meant = {
@@ -98,6 +107,8 @@ def test_flux1_reads_them_too(tmp_path: Path) -> None:
         assert ours.is_dequantized
         assert ours.shapes == theirs.shapes
         assert all(torch.equal(ours[name], theirs[name].float()) for name in theirs)
+    # q, k and v are rows of one layer, which is dequantized once for all of them.
+    assert len(read) == len(set(read)) > 0
 
 
 @pytest.mark.parametrize("form", ["nf4", "comfy"])

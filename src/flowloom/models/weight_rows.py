@@ -15,13 +15,28 @@ from flowloom.models.weights import Weights
 def cut(weights: Weights, rows: Mapping[str, tuple[str, int, int]], swapped: Collection[str] = ()) -> Weights:
     """The tensors `rows[new] = (old, start, stop)`; the halves of those in `swapped` change places."""
     entries: dict[str, Entry] = {}
+    sources = _Newest(weights)
     for new, (old, start, stop) in rows.items():
         shape = (stop - start, *weights.shapes[old][1:])
-        read = partial(_read, weights, old, start, stop, new in swapped)
+        read = partial(_read, sources, old, start, stop, new in swapped)
         entries[new] = Entry(shape, weights.dtypes[old], read, weights.is_dequantized)
     return Weights(weights.path, entries, weights.metadata)
 
 
-def _read(weights: Weights, name: str, start: int, stop: int, is_swapped: bool) -> Tensor:
-    part = weights[name][start:stop]
+class _Newest:
+    """The tensor of `weights` that was read last: q, k and v of a quantized layer are dequantized once."""
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        self._kept: dict[str, Tensor] = {}
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._kept:
+            self._kept = {}  # freed before the next one is made
+            self._kept = {name: self._weights[name]}
+        return self._kept[name]
+
+
+def _read(sources: _Newest, name: str, start: int, stop: int, is_swapped: bool) -> Tensor:
+    part = sources.read(name)[start:stop]
     return torch.cat(part.chunk(2)[::-1]) if is_swapped else part
