@@ -100,6 +100,18 @@ def inputs_for(network: nn.Module) -> tuple[Tensor, ...]:
     return latents, torch.tensor([0.5]), text, image_ids(8, 6)
 
 
+@pytest.mark.parametrize("form", ["float8", "nf4"])
+def test_flux1_is_kept_too(
+    form: str, tiny_flux1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flux1, cache = families()["flux1"], tmp_path / "cache"
+    first = flux1.load_network(tiny_flux1_dir, CPU, torch.bfloat16, loader(form, cache))
+    assert len(files(cache)) == 1
+    monkeypatch.setattr(Weights, "__getitem__", None)
+    second = flux1.load_network(tiny_flux1_dir, CPU, torch.bfloat16, loader(form, cache))
+    assert_same(state(first), state(second))
+
+
 def test_direct_quantization_equals_that_of_the_loaded_network(base: Path, tmp_path: Path) -> None:
     """As before there was a cache: loaded whole, then quantized in place."""
     for level in ("8bit", "4bit"):
