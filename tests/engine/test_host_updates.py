@@ -21,6 +21,8 @@ from flowloom.engine.offload.host_gradients import HostGradients, HostSetup
 from flowloom.engine.offload.staging import RING_SIZE
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.report import Reporter
+from flowloom.engine.saves import Saves
 from flowloom.engine.step import train_step
 from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.run.directory import RunDir
@@ -123,6 +125,18 @@ def test_a_failure_within_a_fused_backward_pass_leaves_a_state_that_is_not_saved
             train_step(state, batch)
         assert state.is_whole == is_whole
         assert state.position.step == 0
+
+
+def test_a_checkpoint_does_not_double_the_memory_of_a_host_optimizer(make_run: Callable[..., RunDir]) -> None:
+    for name, sections, is_copied in (("lora", {"lora": LORA}, True), ("full", {}, False)):
+        run_dir = make_run(name, **HOST, **sections)
+        state, batch = state_and_batch(run_dir.read_config())
+        saves = Saves(run_dir, state, Reporter(None, lambda _: None), {})
+        train_step(state, batch)
+        saves.save(in_background=True)
+        assert bool(saves._buffers._buffers) == is_copied
+        assert is_copied or run_dir.latest_checkpoint()
+        saves.wait()
 
 
 class SlowCopies(CpuCopies):

@@ -194,7 +194,7 @@ class CheckpointSection(Section):
 
     in_background: bool = True
     """Write a checkpoint while training continues. Needs host memory for a copy of the trained weights, their
-    average and the optimizer's states."""
+    average and the optimizer's states: with optimizer.device cpu, training waits for full weights."""
 
     keep_last: Annotated[Literal["auto"] | Period, SIMPLE] = "auto"
     """Number of newest checkpoints to keep. auto: all for LoRA, DoRA and LoKr; for full weights, as many as

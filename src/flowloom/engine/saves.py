@@ -48,8 +48,9 @@ class Saves:
         """Write a checkpoint of the current step, unless there is one, and remove old ones.
 
         Args:
-            in_background: return as soon as the state is copied to host memory. Otherwise the checkpoint is
-                on the disk when this returns, on every rank.
+            in_background: return as soon as the state is copied to host memory. Otherwise, and with a host
+                optimizer of the network's weights, the checkpoint is on the disk when this returns, on every
+                rank.
 
         Raises:
             FlowloomError, OSError: this save or the one before it failed.
@@ -59,6 +60,8 @@ class Saves:
         self.wait()
         if position.step == self._saved_step:
             return
+        if self.state.host and not self.state.adapter:
+            in_background = False  # the copy would double the memory of the host
         takes_part = self.state.runs_network
         buffers = self._buffers if in_background and self._has_room() else None
         snapshot = take_snapshot(self.state, self.metadata, buffers) if takes_part else None
