@@ -46,6 +46,8 @@ PREVIEW = {"inference_every": 2, "steps": 2, "prompts": ["red, bar"], "image_dim
 LORA = {"rank": 2, "alpha": 2}
 CASES: dict[str, dict[str, Any]] = {
     "full": {
+        # On 4 ranks some have two micro-batches, some one or none.
+        "training": TRAINING | {"train_minibatch": 1},
         "ema": {"decay": 0.9},
         "validation": {"share": 0.2, "every": 2, "max_rows": 4},
         "inference": PREVIEW,
@@ -69,10 +71,16 @@ CASES: dict[str, dict[str, Any]] = {
     "guided": {"training": TRAINING | {"cfg_scale_strength": 2.0}},
     "flux1": {"memory": {"checkpointed_blocks": 1}},
     "mixed-formats": {"training": ROTATION, "method": {"rotation_states": "reset"}},
+    "lora-bf16": {"lora": LORA, "memory": {"checkpointed_blocks": "all"}},
     "bf16": {"optimizer": {"kind": "adamw_bf16", "max_grad_norm": 0.01}},
 }
 """Batches of 5, 5 and 4, 5, 3 rows: of some, a rank has nothing."""
-ROUNDED = {"mixed-formats": {"dtype": "bf16"}, "bf16": {"dtype": "bf16"}, "lora-int8": {}}
+ROUNDED = {
+    "lora-bf16": {"dtype": "bf16"},
+    "mixed-formats": {"dtype": "bf16"},
+    "bf16": {"dtype": "bf16"},
+    "lora-int8": {},
+}
 """Number formats in which the order of sums shows."""
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1": (1, {}),
