@@ -204,6 +204,9 @@ def assert_equal(alone: RunDir, sharded: RunDir) -> None:
 @pytest.mark.parametrize(("case", "layout"), [pair for pair in PAIRS if pair[0] not in ROUNDED])
 def test_a_sharded_run_equals_that_of_one_rank(runs: Runs, case: str, layout: str) -> None:
     assert_equal(runs[case, "1"], runs[case, layout])
+    (started,) = events_of(runs[case, layout], "started")
+    shown = {"2": "2 ranks", "4": "4 ranks", "2x2": "4 ranks in groups of 2"}
+    assert started["device"] == f"cpu, sharded over {shown[layout]}"
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.parallel.strategy import with_strategy
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
+from flowloom.engine.state import TrainState
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.trackers import Tracker
 from flowloom.engine.trainer import Trainer
@@ -81,7 +82,7 @@ class Session:
         reporter.emit(
             "started",
             versions=versions(),
-            device=str(state.precision.device),
+            device=_devices(state),
             method=self.config.method_kind,
             trained_params=sum(weight.numel() for weight in state.trained.values()),
             total_params=sum(weight.numel() for weight in state.model.parameters()),
@@ -97,6 +98,16 @@ class Session:
             self.trainer.saves.save()
         latest = self.run_dir.latest_checkpoint()
         self.reporter.emit("stopped", step=step_of(latest) if latest else 0)
+
+
+def _devices(state: TrainState) -> str:
+    """The device and, of several ranks, their number and strategy."""
+    device, num_ranks, group = state.precision.device, state.ranks.size, state.config.parallel.shard_ranks
+    if num_ranks == 1:
+        return str(device)
+    if not state.shards:
+        return f"{device}, {num_ranks} ranks"
+    return f"{device}, sharded over {num_ranks} ranks" + (f" in groups of {group}" if group else "")
 
 
 def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEvent) -> Reporter:
