@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
-from flowloom.engine.estimate.fit_table import fit_table
+from flowloom.engine.estimate.fit_table import fit_table, fit_text
 from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, Speed, plan_memory, require_host_memory
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import HEADROOM, Choice
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1, Chroma
+from flowloom.run.preflight import FitReport
+from flowloom.trainers.engine import PRESETS
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 LORA = {"lora": {"rank": 16, "alpha": 16}}
 CACHED = {"cache": {"latents": "disk", "text": "disk"}}
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +201,41 @@ def test_float32_weights_that_a_rotation_keeps_are_counted(make_released: Callab
     assert sizes[0] / sizes[1] == pytest.approx(2, abs=0.05)
 
 
+CARDS = {preset.name: preset for preset in PRESETS if preset.name.endswith("gb")}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_each_preset_fits_its_card(make_released: Callable[..., RunConfig], name: str) -> None:
+    kind, _, size = name.removesuffix("gb").partition("-")
+    for side in (512, 1024):
+        sections = dict(CARDS[name].config)
+        dataloader = sections.pop("dataloader", {}) | {"base_resolution": [side]}
+        config = make_released(**sections, dataloader=dataloader)
+        plan = plan_memory(config, Networks.from_config(config), Machine(CUDA, int(size) * GIB, 96 * GIB))
+        assert plan.fits, (side, plan.parts, plan.host_parts)
+        assert kind == ("lora" if config.method_kind == "lora" else "full")
+
+
+def test_there_are_presets_for_common_cards() -> None:
+    assert set(CARDS) >= {"lora-8gb", "lora-12gb", "lora-16gb", "lora-24gb", "full-16gb", "full-24gb"}
+
+
+def scale_rows(fits: Sequence[FitReport]) -> list[str]:
+    """The table of docs/scale.md."""
+    rows = []
+    for method in ("lora", "rotation", "full"):
+        for side in (512, 1024):
+            cells = [fit_text(fit) for fit in fits if (fit.method, fit.resolution) == (method, side)]
+            rows.append(" | ".join(["", f"{method}, {side}", *cells, ""]).strip())
+    return rows
+
+
 def test_the_table_has_a_row_for_each_card_and_only_smaller_ones_need_more(
     make_released: Callable[..., RunConfig],
 ) -> None:
     fits = fit_table(make_released(**LORA))
+    rows = scale_rows(fits)
+    assert "\n".join(rows) in (ROOT / "docs" / "scale.md").read_text(), "\n".join(rows)
     assert len(fits) == 7 * 3 * 2
     for method in ("lora", "rotation", "full"):
         rows = [fit for fit in fits if (fit.method, fit.resolution) == (method, 1024)]

@@ -19,32 +19,58 @@ from flowloom.run.resume import IMMUTABLE_KEYS
 from flowloom.run.task import Command
 from flowloom.trainers.base import Preset, Source, TrainerBackend, whole_number
 
-LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 16}, "training": {"lr": 1e-4, "warmup_steps": 100}}
-PRESETS = [
-    Preset(
-        name="lora-16gb",
-        title="16 GB LoRA",
-        note="8-bit base model; every block is recomputed in the backward pass.",
+CACHED = {"latents": "disk", "text": "disk"}
+"""Encodings on disk, so that the encoders take no memory while the network trains."""
+RANK = Source("documentation", "Rank and rate: the example of sd-scripts' docs/flux_train_network.md.")
+ROUNDING = Source("paper", "bfloat16 with stochastic rounding: Zamirai et al. 2020, arXiv:2010.06192.")
+CALCULATED = "Not measured on such a card; a test checks the memory plan at 512 and 1024 pixels."
+
+
+def _lora(gb: int, note: str, *sources: Source, level: str = "8bit") -> Preset:
+    return Preset(
+        name=f"lora-{gb}gb",
+        title=f"{gb} GB LoRA",
+        note=f"{note} Encodings are cached on disk.",
         config={
-            "lora": LORA["lora"] | {"base_model_quant_level": "8bit"},
-            "training": LORA["training"] | {"train_minibatch": 1},
-            "memory": {"checkpointed_blocks": "all"},
+            "lora": {"rank": 16, "alpha": 16, "base_model_quant_level": level},
+            "training": {"lr": 1e-4, "warmup_steps": 100, "train_minibatch": 1},
+            "cache": CACHED,
         },
-        sources=(
-            Source("documentation", "Rank and rate: the example of sd-scripts' docs/flux_train_network.md."),
-            Source(
-                "documentation",
-                "The card: SimpleTuner's quickstart/CHROMA.md states about 16 GB for rank 16 on 8 bits.",
-            ),
-            Source(
-                "judgement", "Alpha, warm-up, micro-batch: ours. Not measured; the preflight calculates it."
-            ),
+        sources=(RANK, *sources, Source("judgement", f"Alpha, warm-up, micro-batch: ours. {CALCULATED}")),
+    )
+
+
+PRESETS = [
+    _lora(8, "8-bit base model, a part of which is streamed from host memory."),
+    _lora(12, "8-bit base model; blocks are recomputed in the backward pass."),
+    _lora(
+        16,
+        "8-bit base model; as many blocks are recomputed as needed.",
+        Source(
+            "documentation",
+            "The card: SimpleTuner's quickstart/CHROMA.md states about 16 GB for rank 16 on 8 bits.",
         ),
+    ),
+    _lora(24, "Base model in bfloat16; as many blocks are recomputed as needed.", level="full"),
+    Preset(
+        name="full-16gb",
+        title="16 GB full with the host's memory",
+        note="All weights, streamed; gradients move to the host, which updates in bfloat16 with stochastic "
+        "rounding. Needs about 80 GB of host memory. Encodings are cached on disk.",
+        config={
+            "training": {"lr": 1e-5, "train_minibatch": 1},
+            "dataloader": {"batch_size": 1},
+            "optimizer": {"kind": "adamw_bf16", "device": "cpu"},
+            "memory": {"fused_backward": True},
+            "cache": CACHED,
+        },
+        sources=(ROUNDING, Source("judgement", f"Rate, batch: ours. {CALCULATED}")),
     ),
     Preset(
         name="full-24gb",
         title="24 GB full by rotation",
-        note="A few blocks at a time, replaced every 20 steps, in bfloat16 with stochastic rounding.",
+        note="A few blocks at a time, replaced every 20 steps, in bfloat16 with stochastic rounding. The "
+        "optimizer's states of other blocks take up to 36 GB of host memory. Encodings are cached on disk.",
         config={
             "training": {
                 "lr": 1e-5,
@@ -54,14 +80,12 @@ PRESETS = [
                 "trained_double_blocks": 1,
             },
             "optimizer": {"kind": "adamw_bf16"},
-            "memory": {"checkpointed_blocks": "all"},
+            "cache": CACHED,
         },
         sources=(
             Source("code", "Rotation: lodestone-rock/flow, src/trainer/train_chroma.py, change_layer_every."),
-            Source("paper", "bfloat16 with stochastic rounding: Zamirai et al. 2020, arXiv:2010.06192."),
-            Source(
-                "judgement", "Rate, blocks, period and card: ours. Not measured; the preflight calculates it."
-            ),
+            ROUNDING,
+            Source("judgement", f"Rate, blocks, period: ours. {CALCULATED}"),
         ),
     ),
     Preset(
@@ -79,7 +103,7 @@ PRESETS = [
         },
         sources=(
             Source("paper", "Moments in 8 bits: Dettmers et al. 2021, arXiv:2110.02861."),
-            Source("paper", "bfloat16 with stochastic rounding: Zamirai et al. 2020, arXiv:2010.06192."),
+            ROUNDING,
             Source(
                 "judgement", "Rate, batch, warm-up, cards: ours. Not measured; the preflight calculates them."
             ),

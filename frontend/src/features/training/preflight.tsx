@@ -62,6 +62,29 @@ function Stack({
   );
 }
 
+/** The measures of the memory plan, each with what it saves and costs. */
+function MemoryPlan({ plan }: { plan: Schemas["PlanReport"] }) {
+  const host = Object.entries(plan.host_parts);
+  return (
+    <div className="grid gap-1 text-2xs text-secondary-foreground">
+      <ul className="grid gap-0.5" aria-label="Memory plan">
+        {plan.measures.map((measure) => (
+          <li key={measure.path}>
+            <code>{measure.path}</code>: {String(measure.value)}, saves {bytes(measure.saved)},{" "}
+            {Math.round(measure.slow_down * 100)}% slower
+          </li>
+        ))}
+        {host.map(([name, size]) => (
+          <li key={name}>
+            On the host: {name} {bytes(size)}
+          </li>
+        ))}
+      </ul>
+      {plan.measures.length > 0 && <p className="text-muted-foreground">Speeds {plan.speed}.</p>}
+    </div>
+  );
+}
+
 /** The estimated duration. */
 function Time({ time }: { time: Schemas["TimeReport"] }) {
   const steps = time.steps != null && time.epochs != null && (
@@ -153,6 +176,7 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
             </p>
           ))}
           {report.memory && <Stack title="Memory" report={report.memory} />}
+          {report.memory?.plan && <MemoryPlan plan={report.memory.plan} />}
           {report.disk && <Stack title="Disk" report={report.disk} />}
           {report.disk?.kept_text && (
             <p className="text-sm text-secondary-foreground">Checkpoints kept: {report.disk.kept_text}.</p>

@@ -56,7 +56,8 @@ _RADIANCE = Foreign("pixel-space (DCT, Radiance)")
 
 FLOW_KEYS: dict[str, Fate] = {
     "training.offload_param_count": Replaced(
-        "set memory.streamed_blocks to keep frozen weights in host memory, or lora.base_model_quant_level."
+        "the memory plan decides: memory.streamed_blocks auto keeps the blocks in host memory for which the "
+        "device has no room. FLOW's Chroma trainers do not read this key; set a number to stream more blocks."
     ),
     "training.reset_optim_every": Replaced(
         "an adapter keeps its optimizer for the whole run (no trainer of FLOW read this key); "

@@ -22,6 +22,9 @@ from flowloom.engine.state import choose_precision
 from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Sizes, family_for
 
+PARKED = "optimizer states of other rotations"
+"""The part of host memory that grows with each rotation."""
+
 
 def device_bytes(
     config: RunConfig, networks: Networks, device: torch.device, choice: Choice
@@ -73,7 +76,7 @@ def host_bytes(config: RunConfig, networks: Networks, device: torch.device, choi
         "gradients": 0 if config.memory.fused_backward else updated * 4,
         "optimizer": updated * optimizer_bytes(config),
         "offloaded activations": inputs if choice.is_offloaded else 0,
-        "optimizer states of other rotations": networks.total * optimizer_bytes(config) if is_parked else 0,
+        PARKED: networks.total * optimizer_bytes(config) if is_parked else 0,
         "ema": networks.trained * 4 if has_ema else 0,
     }
     return {name: int(size) for name, size in parts.items() if size}

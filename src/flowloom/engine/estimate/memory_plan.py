@@ -16,7 +16,13 @@ from typing import NamedTuple
 import torch
 
 from flowloom.config.run import ADAPTERS, RunConfig
-from flowloom.engine.estimate.footprint import block_input_bytes, device_bytes, host_bytes, streamed_bytes
+from flowloom.engine.estimate.footprint import (
+    PARKED,
+    block_input_bytes,
+    device_bytes,
+    host_bytes,
+    streamed_bytes,
+)
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import HEADROOM, Choice, free_bytes, free_host_bytes, sample_tokens
 from flowloom.engine.parallel.ranks import Ranks
@@ -102,8 +108,9 @@ class MemoryPlan:
 
     @property
     def fits_host(self) -> bool:
-        """True if the host has room for its parts."""
-        return self.host_free is None or self.host_total <= self.host_free
+        """True if the host has room for the parts that it needs from the start."""
+        later = self.host_parts.get(PARKED, 0)
+        return self.host_free is None or self.host_total - later <= self.host_free
 
     @property
     def fits(self) -> bool:
@@ -172,7 +179,8 @@ class _Planned:
         return sum(device_bytes(self.config, self.networks, self.machine.device, choice).values())
 
     def host_total(self, choice: Choice) -> int:
-        return sum(host_bytes(self.config, self.networks, self.machine.device, choice).values())
+        parts = host_bytes(self.config, self.networks, self.machine.device, choice)
+        return sum(parts.values()) - parts.get(PARKED, 0)
 
     def seconds(self, choice: Choice) -> float:
         """Expected duration of a micro-batch: the longer of computing and copying."""
@@ -297,6 +305,6 @@ def host_problem(plan: MemoryPlan) -> Problem:
     free = (plan.host_free or 0) / 1e9
     message = (
         f"needs {plan.host_total / 1e9:.1f} GB of host memory ({parts}), and {free:.1f} GB are free. Stream "
-        "fewer blocks, quantize the base, or set method.rotation_states to reset."
+        "fewer blocks or quantize the base."
     )
     return Problem("memory.streamed_blocks", message)
