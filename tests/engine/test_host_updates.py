@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.estimate.footprint import device_bytes, host_bytes
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import Choice
 from flowloom.engine.offload.copies import CpuCopies
 from flowloom.engine.offload.early import FusedGradients
 from flowloom.engine.offload.host_gradients import HostGradients, HostSetup
@@ -137,6 +140,32 @@ def test_a_checkpoint_does_not_double_the_memory_of_a_host_optimizer(make_run: C
         assert bool(saves._buffers._buffers) == is_copied
         assert is_copied or run_dir.latest_checkpoint()
         saves.wait()
+
+
+def test_the_estimate_counts_the_copies_states_and_gradients_on_the_host(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    config = make_config(**HOST, memory={"streamed_blocks": "all"})
+    state, batch = state_and_batch(config)
+    train_step(state, batch)
+    networks, cuda, choice = Networks.from_config(config), torch.device("cuda"), Choice(streamed=99)
+    on_host, on_device = (
+        host_bytes(config, networks, cuda, choice),
+        device_bytes(config, networks, cuda, choice),
+    )
+    copies = sum(weight.nbytes for weight in state.updated.values())
+    moments = sum(
+        kept[name].nbytes for kept in state.optimizer_states().values() for name in ("exp_avg", "exp_avg_sq")
+    )
+    assert (on_host["trained weights"], on_host["optimizer"], on_host["gradients"]) == (
+        copies,
+        moments,
+        copies,
+    )
+    assert "optimizer" not in on_device
+    assert on_device["gradients"] < copies
+    fused = config.model_copy(update={"memory": config.memory.model_copy(update={"fused_backward": True})})
+    assert "gradients" not in host_bytes(fused, networks, cuda, choice)
 
 
 class SlowCopies(CpuCopies):
