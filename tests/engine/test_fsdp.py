@@ -112,13 +112,7 @@ def runs(
 ) -> Runs:
     """Every case on one rank, and in each layout that it is tested in."""
     root = tmp_path_factory.mktemp("sharded")
-    draw = torch.Generator().manual_seed(1)
-    network = {
-        name: weight + 0.02 * torch.randn(weight.shape, generator=draw)
-        for name, weight in random_chroma_weights(SMALLER, seed=1).items()
-    }
-    save_weights(root / "chroma.safetensors", network, {})
-    chroma = {"chroma_path": str(root / "chroma.safetensors")}
+    chroma = small_chroma(root)
     made: Runs = {}
     for case, layout, *then in [*((case, "1") for case in CASES), *PAIRS, *RESUMED]:
         parallel = {"device": "cpu", "num_threads": 1, **ROUNDED.get(case, {}), **LAYOUTS[layout][1]}
@@ -139,6 +133,17 @@ def runs(
             if waiting[run_dir]:
                 resume_in(LAYOUTS[waiting[run_dir][0]][1], run_dir, STEPS // len(waiting[run_dir]))
     return made
+
+
+def small_chroma(folder: Path) -> dict[str, str]:
+    """A random network in which no weight is zero, for the section `model`."""
+    draw = torch.Generator().manual_seed(1)
+    network = {
+        name: weight + 0.02 * torch.randn(weight.shape, generator=draw)
+        for name, weight in random_chroma_weights(SMALLER, seed=1).items()
+    }
+    save_weights(folder / "chroma.safetensors", network, {})
+    return {"chroma_path": str(folder / "chroma.safetensors")}
 
 
 def train(run_dirs: Sequence[RunDir], num_ranks: int) -> None:

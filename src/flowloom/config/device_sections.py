@@ -34,12 +34,18 @@ class MemorySection(Section):
 class ParallelSection(Section):
     """Devices and data types."""
 
-    strategy: Annotated[Literal["auto", "ranks", "fsdp"], SIMPLE] = "auto"
+    strategy: Annotated[Literal["auto", "ranks", "fsdp", "deepspeed"], SIMPLE] = "auto"
     """Several devices. ranks: each has the whole network. fsdp: weights, gradients, optimizer states and
-    averages are sharded over them. auto: ranks if the run fits one device, otherwise fsdp."""
+    averages are sharded over them. deepspeed: ZeRO, by zero_stage. auto: ranks if the run fits one device,
+    otherwise fsdp."""
     shard_ranks: Count = 0
     """fsdp: number of ranks that share one copy of the weights, such as the devices of a node; every group of
     as many has a copy. 0: all ranks."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """deepspeed: shard the optimizer states (1), the gradients too (2), the weights too (3)."""
+    deepspeed_config_path: str = ""
+    """deepspeed: a ds_config.json with more of its settings, such as offload_optimizer in
+    zero_optimization."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: CUDA, MPS or CPU, the first that is available."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from flowloom.config.data_sections import DatasetSection
+from flowloom.config.device_sections import ParallelSection
 from flowloom.config.local_paths import local_problem
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.models.family import family_for
 from flowloom.storage.local_copy import is_url
 
-Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, RunConfig)
+Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, ParallelSection, RunConfig)
 
 BESIDE_T5 = ("model.t5_config_path", "model.t5_tokenizer_path")
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
@@ -22,7 +23,11 @@ _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 def check_files(config: RunConfig) -> list[Problem]:
     """Missing files of a training run; `config` has absolute paths."""
-    return missing_files(config.model, config.dataloader, config.datasets, cached_files(config))
+    settings, key = config.parallel.deepspeed_config_path, "parallel.deepspeed_config_path"
+    return [
+        *missing_files(config.model, config.dataloader, config.datasets, cached_files(config)),
+        *(_missing(key, settings, "DeepSpeed's settings") if settings else ()),
+    ]
 
 
 def missing_files(
@@ -142,7 +147,8 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
     """
     if isinstance(section, RunConfig):
         update: dict[str, object] = {
-            name: resolve_paths(getattr(section, name), folder) for name in ("model", "dataloader")
+            name: resolve_paths(getattr(section, name), folder)
+            for name in ("model", "dataloader", "parallel")
         }
         update["datasets"] = [resolve_paths(dataset, folder) for dataset in section.datasets]
         return section.model_copy(update=update)

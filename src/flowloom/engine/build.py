@@ -133,7 +133,8 @@ def _refuse_offloads(config: RunConfig, device: torch.device, ranks: Ranks) -> N
 def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision, num_streamed: int) -> Network:
     """The network with its adapter if it trains one: whole, streamed, or sharded over the ranks."""
     attach = partial(_attach_adapter, config)
-    if config.parallel.strategy != "fsdp" or ranks.size == 1:
+    strategy = config.parallel.strategy
+    if strategy not in ("fsdp", "deepspeed") or ranks.size == 1:
         family, path = family_for(config.model), config.model.network_path
         assign = quantized_load(config, precision.device, num_streamed)
         load = partial(family.load_network, path, dtype=precision.compute, assign=assign)
@@ -141,6 +142,11 @@ def load_for_training(config: RunConfig, ranks: Ranks, precision: Precision, num
         if streamer:
             streamer.streams_trained = config.optimizer.device == "cpu" and not adapter
         return Network(model, adapter, streamer)
+    if strategy == "deepspeed":
+        from flowloom.engine.parallel.deepspeed import zero_network
+
+        model, adapter, shards = zero_network(config, ranks, precision, attach)
+        return Network(model, adapter, shards=shards)
     from flowloom.engine.parallel.fsdp import shard_network
 
     model, adapter, shards = shard_network(config, ranks, precision, partial(_attach_over_bits, config))

@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from flowloom.engine.state import TrainState
@@ -38,7 +39,7 @@ class GradientWatch:
         ]
 
     def _watch(self, name: str, weight: nn.Parameter) -> RemovableHandle:
-        if not self._state.shards:
+        if not isinstance(weight, DTensor):
             return weight.register_hook(partial(self._see, name))
 
         def see_part(weight: Tensor) -> None:

@@ -26,6 +26,7 @@ from flowloom.json_types import is_object
 from flowloom.models.adapters.adapter import Adapter
 
 if TYPE_CHECKING:
+    from flowloom.engine.parallel.deepspeed import ZeroShards
     from flowloom.engine.parallel.fsdp import Shards
 
 
@@ -48,8 +49,9 @@ def choose_precision(config: RunConfig, device: torch.device) -> Precision:
     """Number formats by `parallel.dtype` and `parallel.trained_dtype`."""
     formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
     compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    # A host optimizer has float32 copies: the device needs the weights for computation only.
-    default = compute if config.optimizer.device == "cpu" else torch.float32
+    # A host optimizer and DeepSpeed have float32 copies: the device needs the weights for computation only.
+    has_copies = config.optimizer.device == "cpu" or config.parallel.strategy == "deepspeed"
+    default = compute if has_copies else torch.float32
     if config.optimizer.kind == "adamw_bf16":
         default = torch.bfloat16
     return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
@@ -63,7 +65,7 @@ class Network(NamedTuple):
     """The adapter that is trained in place of the model's weights."""
     streamer: BlockStreamer | None = None
     """Holds weights in host memory."""
-    shards: Shards | None = None
+    shards: Shards | ZeroShards | None = None
     """Set if the weights are sharded over the ranks."""
 
 
@@ -275,9 +277,10 @@ class TrainState:
         self.gradients, self.apply_update = early, early.apply
 
     def _connect_ranks(self) -> Gradients:
-        if self.shards:
-            return self.shards.gradients(self.trained, self.parts)
-        return gradients_of(self.ranks, self.trained.values())
+        if self.shards is None:
+            return gradients_of(self.ranks, self.trained.values())
+        gradients, self.optimizer = self.shards.connect(self.trained, self.parts, self.optimizer)
+        return gradients
 
     def _step(self) -> None:
         self.optimizer.step()

@@ -51,12 +51,15 @@ class Shards:
             for name, weight in weights.items()
         }
 
-    def gradients(
-        self, trained: Mapping[str, nn.Parameter], parts: Mapping[str, nn.Parameter]
-    ) -> ShardedGradients:
-        """The gradients of the weights in `trained`, whose parts are in `parts`."""
+    def connect(
+        self,
+        trained: Mapping[str, nn.Parameter],
+        parts: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[ShardedGradients, torch.optim.Optimizer]:
+        """The gradients of the weights in `trained`, whose parts are in `parts`; and their optimizer."""
         pairs = [(weight, parts[name]) for name, weight in trained.items()]
-        return ShardedGradients(self._model, self._group, pairs)
+        return ShardedGradients(self._model, self._group, pairs), optimizer
 
     def local(self, tensor: Tensor) -> Tensor:
         """This rank's part of a weight or its gradient."""

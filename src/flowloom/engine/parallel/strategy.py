@@ -10,6 +10,8 @@ from flowloom.engine.estimate.memory_plan import Machine, plan_memory
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import free_bytes
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.parallel.zero_settings import zero_settings
+from flowloom.engine.state import choose_precision
 from flowloom.errors import ConfigError, Problem
 from flowloom.models.device import choose_device
 
@@ -20,10 +22,17 @@ def with_strategy(config: RunConfig, ranks: Ranks) -> RunConfig:
     Copies of the network are several times faster than shards, so they are chosen wherever they fit.
 
     Raises:
-        ConfigError: `parallel.shard_ranks` does not divide the number of ranks.
+        ConfigError: `parallel.shard_ranks` does not divide the number of ranks, or DeepSpeed is not installed
+            or refuses its settings.
     """
     if ranks.size == 1:
         return config
+    if config.parallel.strategy == "deepspeed":
+        from flowloom.engine.parallel.deepspeed import open_deepspeed
+
+        device = choose_device(config.parallel.device)
+        open_deepspeed(device)
+        zero_settings(config, choose_precision(config, device))
     if config.parallel.strategy != "auto":
         _check_groups(config.parallel.shard_ranks, ranks)
         return config
