@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,12 +147,11 @@ class TrainState:
     @property
     def has_shard_files(self) -> bool:
         """True if each rank writes its part of a checkpoint. Of adapters, the first rank writes all."""
-        return self.shards is not None and self.adapter is None
+        return self.shards is not None and self.shards.has_files and self.adapter is None
 
     def placed(self, name: str, part: Tensor) -> Tensor:
         """A sharded tensor with the shape of the weight `name`, of which this rank has `part`, on the CPU."""
-        assert self.shards
-        return self.shards.placed(self.weights[name], part)
+        return cast("Shards", self.shards).placed(self.weights[name], part)
 
     def joined(self, tensor: Tensor) -> Tensor:
         """The whole of a weight, by all ranks at once."""

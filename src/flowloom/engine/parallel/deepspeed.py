@@ -78,6 +78,8 @@ def open_deepspeed(device: torch.device) -> Any:
 class ZeroShards:
     """Whole weights on each rank, with sharded optimizer states (stages 1 and 2); see `Shards`."""
 
+    has_files: ClassVar = False
+    """The first rank writes the parts of all."""
     _extent: ClassVar = "full"
     """Of the states that DeepSpeed's functions read and write."""
 
@@ -157,7 +159,7 @@ class PartitionedShards(ZeroShards):
         if part.shape != sharded.ds_tensor.shape:
             return part  # such as the number of updates
         pieces = part.new_empty(len(part) * self._ranks.size)
-        dist.all_gather_into_tensor(pieces, part.detach().contiguous())
+        dist.all_gather(list(pieces.view(self._ranks.size, -1)), part.detach().contiguous())
         return pieces[: sharded.ds_numel].view(sharded.ds_shape).cpu()
 
     def joined(self, tensor: Tensor) -> Tensor:
@@ -276,7 +278,7 @@ class ZeroTraining:
 
 def _offloaded(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> Any:
     """DeepSpeed's own AdamW if the states are in host memory, else `optimizer`."""
-    target = settings["zero_optimization"].get("offload_optimizer") or {}
+    target: Mapping[str, Any] = settings["zero_optimization"].get("offload_optimizer") or {}
     if target.get("device", "none") == "none":
         return optimizer
     adam: Any = importlib.import_module("deepspeed.ops.adam")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,9 @@ META = torch.device("meta")
 
 class Shards:
     """The weights of a network that is sharded over the ranks; names are those of its parameters."""
+
+    has_files: ClassVar = True
+    """Each rank writes its parts of a checkpoint."""
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh):
         self._model = cast("FSDPModule", model)
