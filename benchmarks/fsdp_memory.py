@@ -84,7 +84,7 @@ def _steps(ranks: Ranks, path: Path) -> tuple[float, int]:
     batch = random_batch()
     batch = batch.part(ranks.rank * BATCH // ranks.size, (ranks.rank + 1) * BATCH // ranks.size)
     before = _live_bytes()
-    network = load_for_training(config, ranks, precision)
+    network = load_for_training(config, ranks, precision, num_streamed=0)
     state = TrainState(config, network, Objective(flow_quantile), precision, ranks)
     losses = [train_step(state, batch).loss.item() for _ in range(STEPS)]
     return losses[-1], _live_bytes() - before

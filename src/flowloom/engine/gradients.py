@@ -40,13 +40,13 @@ class GradientWatch:
 
     def _watch(self, name: str, weight: nn.Parameter) -> RemovableHandle:
         if not isinstance(weight, DTensor):
-            return weight.register_hook(partial(self._see, name))
+            return cast("RemovableHandle", weight.register_hook(partial(self._see, name)))
 
         def see_part(weight: Tensor) -> None:
             if weight.grad is not None:
                 self._see(name, self._state.part(weight.grad))
 
-        return weight.register_post_accumulate_grad_hook(see_part)
+        return cast("RemovableHandle", weight.register_post_accumulate_grad_hook(see_part))
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
         if self._state.rotation == self._rotation:
