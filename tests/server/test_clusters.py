@@ -44,7 +44,7 @@ def test_a_run_of_the_studio_waits_trains_saves_stops_and_finishes_on_slurm(
     for wrong, where in (
         ({"devices": ["slurm:none"]}, "/devices"),
         ({"devices": ["slurm:all", "cpu"]}, "/devices"),
-        ({"launch": {"options": {"output": "/root/.bashrc"}}}, "/launch/options"),
+        ({"launch": {"options": {"output": "/etc/profile"}}}, "/launch/options"),
     ):
         refused = studio.post("/api/flow/train/start", body | wrong, 422)
         assert refused["errors"][0]["where"] == where, refused
