@@ -45,7 +45,10 @@ class Work:
     """Blocks that recompute their activations: as few as fit, or all."""
     text_tokens: int = TEXT_TOKENS
     is_streamed: bool = False
-    """All blocks stay in host memory; the model is there before the first step."""
+    """All blocks stay in host memory; the model is there before the first step. Full weights are updated
+    there too."""
+    is_fused: bool = False
+    """Each weight is updated as soon as its gradient exists."""
 
     @property
     def image_tokens(self) -> int:
@@ -129,13 +132,17 @@ def _recomputed_blocks(
 
 def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[], torch.Tensor]:
     """One optimizer update, as the engine makes it."""
-    optimizer = {"kind": "adamw_lowbit"} if work.method == "full" else {"kind": "adamw"}
+    is_full = work.method == "full"
+    optimizer = {"kind": "adamw_lowbit"} if is_full else {"kind": "adamw"}
+    if is_full and work.is_streamed:
+        optimizer = {"kind": "adamw_bf16", "device": "cpu"}
     data: dict[str, Any] = {"method": {"kind": work.method}, "optimizer": optimizer}
     data["training"] = {"train_minibatch": work.batch_size}
     data["dataloader"] = {"base_resolution": [work.pixels]}
     data["model"] = {"t5_max_length": 2 * work.text_tokens}
     data["memory"] = {"checkpointed_blocks": work.recompute, "checkpointed_parts": "block"}
     data["memory"] |= {"streamed_blocks": "all" if work.is_streamed else 0, "offload_activations": False}
+    data["memory"]["fused_backward"] = work.is_fused
     config = RunConfig(**data)
     adapter = (
         attach(model, "lora", 16, 16, ["double_blocks", "single_blocks"]) if work.method == "lora" else None
@@ -146,6 +153,8 @@ def training_step(work: Work, model: Chroma, device: torch.device) -> Callable[[
     streamer = (
         stream_blocks(model, [block for _, block in model.blocks()], device) if work.is_streamed else None
     )
+    if streamer:
+        streamer.streams_trained = is_full
     network = Network(model, adapter, streamer)
     state = TrainState(config, network, Objective(flow_quantile), precision, Ranks())
     batch = random_batch(work, model.params, device)

@@ -29,10 +29,10 @@ def run() -> Measured:
     if importlib.util.find_spec("ramtorch") is None:
         return Measured(ratio=None, target=1.0, correct=True, detail={"skipped": "pip install ramtorch"})
     device = torch.device("cuda")
-    resident_s, resident_loss, resident_mib = _measured(partial(_resident, device))
+    resident_s, resident_loss, resident_mib = measured_step(partial(_resident, device))
     with capped(device):
-        streamed_s, streamed_loss, streamed_mib = _measured(partial(_streamed, device))
-        ramtorch_s, _, ramtorch_mib = _measured(partial(_ramtorch, device))
+        streamed_s, streamed_loss, streamed_mib = measured_step(partial(_streamed, device))
+        ramtorch_s, _, ramtorch_mib = measured_step(partial(_ramtorch, device))
     return Measured(
         ratio=ramtorch_s / streamed_s,
         target=1.0,
@@ -54,7 +54,7 @@ def capped(device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _measured(make: Callable[[], Callable[[], Tensor]]) -> tuple[float, float, float]:
+def measured_step(make: Callable[[], Callable[[], Tensor]]) -> tuple[float, float, float]:
     """Median seconds of the step that `make` returns, its first loss, and the peak memory in MiB."""
     torch.manual_seed(0)
     step = make()
@@ -68,19 +68,19 @@ def _resident(device: torch.device) -> Callable[[], Tensor]:
     return training_step(WORK, random_network(CHROMA1, device), device)
 
 
-def _on_host() -> Chroma:
+def on_host() -> Chroma:
     """The resident run's network in host memory; its random numbers are the device's."""
     return random_network(CHROMA1, torch.device("cuda")).to("cpu")
 
 
 def _streamed(device: torch.device) -> Callable[[], Tensor]:
-    return training_step(Work("lora", 1024, 1, "all", is_streamed=True), _on_host(), device)
+    return training_step(Work("lora", 1024, 1, "all", is_streamed=True), on_host(), device)
 
 
 def _ramtorch(device: torch.device) -> Callable[[], Tensor]:
     """The same network with RamTorch's linear layers in its blocks, and low-rank updates beside them."""
     ramtorch: Any = importlib.import_module("ramtorch.helpers")
-    model = _on_host()
+    model = on_host()
     trained: list[nn.Parameter] = []
     for _, block in model.blocks():
         for weight in block.parameters():

@@ -252,7 +252,7 @@ def _stream(run: _Planned, choice: Choice) -> Sequence[Choice]:
     is_trained = config.method_kind == "full" and config.optimizer.device != "cpu"
     if config.memory.streamed_blocks != "auto" or is_trained or not _may_copy(run, choice):
         return ()
-    if config.parallel.strategy == "fsdp":
+    if config.parallel.strategy in ("fsdp", "deepspeed"):
         return ()
     counts = range(choice.streamed + 1, run.num_blocks + 1)
     return [choice._replace(streamed=count) for count in counts]
