@@ -72,6 +72,9 @@ CASES: dict[str, dict[str, Any]] = {
     "flux1": {"memory": {"checkpointed_blocks": 1}},
     "mixed-formats": {"training": ROTATION, "method": {"rotation_states": "reset"}},
     "lora-bf16": {"lora": LORA, "memory": {"checkpointed_blocks": "all"}},
+    "host": {"optimizer": {"device": "cpu", "max_grad_norm": 0.01}, "ema": {"decay": 0.9}},
+    "streamed": {"optimizer": {"device": "cpu"}, "memory": {"streamed_blocks": 2}},
+    "lora-streamed": {"lora": LORA, "memory": {"streamed_blocks": "all"}},
     "bf16": {"optimizer": {"kind": "adamw_bf16", "max_grad_norm": 0.01}},
 }
 """Batches of 5, 5 and 4, 5, 3 rows: of some, a rank has nothing."""
@@ -258,12 +261,7 @@ def test_validation_and_previews_are_those_of_one_rank(runs: Runs, layout: str) 
             {"parallel": {"strategy": "fsdp"}, "lora": {"base_model_quant_level": "4bit"}},
             "lora.base_model_quant_level",
         ),
-        ({"parallel": {"strategy": "fsdp"}, "optimizer": {"device": "cpu"}}, "optimizer.device"),
         ({"parallel": {"strategy": "fsdp"}, "memory": {"fused_backward": True}}, "memory.fused_backward"),
-        (
-            {"parallel": {"strategy": "fsdp"}, "lora": {}, "memory": {"streamed_blocks": 1}},
-            "memory.streamed_blocks",
-        ),
     ],
 )
 def test_a_run_that_cannot_be_sharded_is_rejected_by_the_key(sections: dict[str, Any], where: str) -> None:

@@ -126,7 +126,7 @@ def test_two_nodes_train_as_two_ranks_of_one_do_and_continue_after_a_node_died(
         for event in read_events(fox.events_jsonl)
         if event["kind"] == "started" and event["resumed_from"]
     ]
-    assert resumed_from >= 5
+    assert resumed_from >= 4  # the checkpoint of the step before may still have been on its way
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from flowloom.engine.state import TrainState
 from flowloom.engine.step import train_step
 from flowloom.nn import varlen as ragged
 from flowloom.nn.chroma import Chroma
+from tests.engine.test_updates import LoneRank
 
 
 def state_and_batch(config: RunConfig) -> tuple[TrainState, LatentBatch]:
@@ -193,7 +194,7 @@ def test_noise_is_that_of_the_row_and_its_showing(
     data = {"jsonl_metadata_path": str(folder / "data.jsonl"), "image_folder_path": str(folder)}
     config = make_config(objective={"pairing": "random"}, dataloader={"batch_size": 5} | data)
     of_sizes: list[dict[tuple[int, int], tuple[float, float]]] = []
-    for ranks in ([Ranks()], [Ranks(rank, 3) for rank in range(3)]):
+    for ranks in ([Ranks()], [LoneRank(rank, 3) for rank in range(3)]):
         found: dict[tuple[int, int], tuple[float, float]] = {}
         for rank in ranks:
             parts = build(config, rank)

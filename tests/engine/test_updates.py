@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ from flowloom.run.events import read_events
 from flowloom.run.resume import change_by_flags
 from tests.engine.processes import run_ranks
 
+T = TypeVar("T")
+
 LARGE_BATCH = {
     "training": {"updates_per_large_batch": 3, "lr": 1e-3, "train_minibatch": 1, "warmup_steps": 0},
     "dataloader": {"batch_size": 5},
@@ -40,6 +42,13 @@ def copy_of(synthetic_data: Path, folder: Path, **changes: Any) -> dict[str, Any
     return {"jsonl_metadata_path": str(path), "image_folder_path": str(folder)}
 
 
+class LoneRank(Ranks):
+    """A rank of several, whose others do not run."""
+
+    def gathered(self, values: list[T]) -> list[T]:
+        return values
+
+
 def updates_in(loaded: SampleBatch) -> Iterator[list[int]]:
     rows = iter(sample.row for sample in loaded.samples)
     for size in loaded.update_sizes:
@@ -50,7 +59,7 @@ def rows_of_updates(config: RunConfig, world_size: int) -> list[list[int]]:
     """The rows of every update of an epoch, over all ranks."""
     of_ranks = []
     for rank in range(world_size):
-        loader = build(config, Ranks(rank, world_size)).loader
+        loader = build(config, LoneRank(rank, world_size)).loader
         of_ranks.append([rows for loaded in loader.batches(0) for rows in updates_in(loaded)])
     return [[row for part in parts for row in part] for parts in zip(*of_ranks, strict=True)]
 

@@ -19,10 +19,13 @@ DENIED = {
     "denied": (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"),
     "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"),
     "unknown key": (403, b"<Error><Code>InvalidAccessKeyId</Code></Error>"),
+}
+"""Further faults: what S3 answers when permissions are taken away, a session ends or a key is deleted."""
+ANSWERS = DENIED | {
     "no bucket": (404, b"<Error><Code>NoSuchBucket</Code></Error>"),
     "full": (403, b"<Error><Code>QuotaExceeded</Code><Message>The quota is used up.</Message></Error>"),
 }
-"""Further faults: what S3 answers when permissions are taken away, a session ends or a key is deleted."""
+"""Faults that are answers of S3."""
 AT_ONCE = struct.pack("ii", 1, 0)
 """For SO_LINGER: closing sends RST in place of FIN."""
 FAULTS = ("slow down", "reset", "truncate", "drop", "slow")
@@ -105,8 +108,8 @@ class Request(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "slow down":
             self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
-        elif fault in DENIED:
-            status, body = DENIED[fault]
+        elif fault in ANSWERS:
+            status, body = ANSWERS[fault]
             self.answer(status, [("Content-Type", "application/xml")], body)
         else:
             if fault == "slow":

@@ -34,12 +34,6 @@ def unshardable(config: RunConfig) -> Iterator[Problem]:
     if config.lora and config.lora.base_model_quant_level == "4bit":
         message = "4bit cannot be sharded: use 8bit or full with parallel.strategy fsdp."
         yield Problem("lora.base_model_quant_level", message)
-    if config.memory.streamed_blocks not in ("auto", 0):
-        message = "must be auto or 0 with parallel.strategy fsdp: each rank keeps a part of every block."
-        yield Problem("memory.streamed_blocks", message)
-    if config.optimizer.device == "cpu":
-        message = "must be auto with parallel.strategy fsdp: each rank updates its part on its device."
-        yield Problem("optimizer.device", message)
     if config.memory.fused_backward:
         message = "must be false with parallel.strategy fsdp, which sums gradients over the ranks first."
         yield Problem("memory.fused_backward", message)

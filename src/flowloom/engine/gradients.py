@@ -50,7 +50,7 @@ class GradientWatch:
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
         if self._state.rotation == self._rotation:
-            self._seen[name] |= gradient.any()
+            self._seen[name] |= gradient.any().to(self._seen[name].device)
 
     def after_step(self, *, is_last: bool = False) -> Finding | None:
         """The warning after the first steps; None before, and if there is nothing to report."""

@@ -50,7 +50,8 @@ def choose_precision(config: RunConfig, device: torch.device) -> Precision:
     formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
     compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
     # A host optimizer and DeepSpeed have float32 copies: the device needs the weights for computation only.
-    has_copies = config.optimizer.device == "cpu" or config.parallel.strategy == "deepspeed"
+    strategy = config.parallel.strategy
+    has_copies = strategy == "deepspeed" or (config.optimizer.device == "cpu" and strategy != "fsdp")
     default = compute if has_copies else torch.float32
     if config.optimizer.kind == "adamw_bf16":
         default = torch.bfloat16
@@ -88,8 +89,8 @@ class TrainState:
         self.sharers = ranks if self.shards else ALONE
         """The ranks that share the network's weights, and make each pass through it together."""
         self.position = Position()
-        on_host = config.optimizer.device == "cpu"
-        keeps_average_on_cpu = on_host or config.ema.device == "cpu"
+        on_host = config.optimizer.device == "cpu" and not self.shards
+        keeps_average_on_cpu = config.optimizer.device == "cpu" or config.ema.device == "cpu"
         self.ema = Ema(config.ema.decay, keeps_average_on_cpu) if config.ema.decay is not None else None
         self.weights: dict[str, nn.Parameter] = (
             self.adapter.parameters if self.adapter else dict(self.model.named_parameters())

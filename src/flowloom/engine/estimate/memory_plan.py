@@ -282,8 +282,11 @@ def shared_plan(config: RunConfig, device: torch.device, ranks: Ranks) -> Memory
     machines = ranks.gathered([(here.free, here.host_free or 0)])
     free, host_free = (min(sizes) for sizes in zip(*machines, strict=True))
     least = here._replace(free=free, host_free=None if here.host_free is None else host_free)
-    if config.parallel.strategy == "fsdp":
-        networks = networks.shard(config.parallel.shard_ranks or ranks.size)
+    parallel = config.parallel
+    if parallel.strategy == "fsdp":
+        networks = networks.shard(parallel.shard_ranks or ranks.size)
+    elif parallel.strategy == "deepspeed" and parallel.zero_stage == 3:
+        networks = networks.shard(ranks.size)
     plan = plan_memory(config, networks, least)
     require_host_memory(plan)
     return plan

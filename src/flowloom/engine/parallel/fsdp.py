@@ -15,10 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.engine.memory import streamed_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.state import Precision
 from flowloom.engine.trainable import trainable_names, trained_names
@@ -169,6 +176,8 @@ def shard_network(
         cast_forward_inputs=False,
     )
     blocks = [block for _, block in family.blocks(model)]
+    on_host = _on_host(config, model, blocks)
+    host = CPUOffloadPolicy(pin_memory=precision.device.type == "cuda")
     # Some of diffusers' blocks return two views of a tensor; no network changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     for module in (*blocks, model):
@@ -176,12 +185,23 @@ def shard_network(
             if not isinstance(weight, DTensor):
                 dtype = precision.trained if id(weight) in wide else weight.dtype
                 weight.data = weight.data.to(precision.device, dtype, copy=True).contiguous()
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        offload = host if module in on_host else OffloadPolicy()
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
     _connect(cast("FSDPModule", model), cast("list[FSDPModule]", blocks))
     # Each pass gathers weights from all ranks, so all of them must make equally many.
     unchecked: Any = model
     unchecked.is_single_pass = True
     return model, attached, Shards(model, mesh)
+
+
+def _on_host(config: RunConfig, model: nn.Module, blocks: Sequence[nn.Module]) -> set[nn.Module]:
+    """Modules whose parts stay in host memory and are copied to the device before they are gathered.
+
+    The optimizer updates each part where it is.
+    """
+    count = config.memory.streamed_blocks
+    streamed = set() if count in ("auto", 0) else set(streamed_blocks(count, blocks))
+    return {model, *blocks} if config.optimizer.device == "cpu" else streamed
 
 
 def make_mesh(config: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMesh:
