@@ -200,8 +200,9 @@ def _on_host(config: RunConfig, model: nn.Module, blocks: Sequence[nn.Module]) -
     The optimizer updates each part where it is.
     """
     count = config.memory.streamed_blocks
-    streamed = set() if count in ("auto", 0) else set(streamed_blocks(count, blocks))
-    return {model, *blocks} if config.optimizer.device == "cpu" else streamed
+    if config.optimizer.device == "cpu":
+        return {model, *blocks}
+    return set() if count in ("auto", 0) else set(streamed_blocks(count, blocks))
 
 
 def make_mesh(config: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMesh:
