@@ -1,4 +1,4 @@
-"""Steps of a run that is mirrored to SeaweedFS, 100 MiB every 12 steps: mean time over that without a mirror.
+"""Steps of a run that is mirrored to SeaweedFS, 100 MiB every 60 steps: mean time over that without a mirror.
 
 The mirror uploads events, and each checkpoint as it is saved, at full speed; both sides write the same
 events. The steps leave a core to the mirror and to the store, which in practice is another machine.
@@ -27,7 +27,7 @@ from flowloom.storage.base import StorageSection
 from tests.fakes.seaweed import running_seaweed
 
 TARGET = 1.01
-ROUNDS, STEPS = 4, 12
+ROUNDS, STEPS = 2, 60
 FILES, FILE_BYTES = 4, 25 * 2**20
 
 
