@@ -125,8 +125,10 @@ def _failed(session: Session, error: Exception) -> FlowloomError:
 
 def _log(run_dir: RunDir, error: Exception) -> None:
     text = redact("".join(traceback.format_exception(error)), usable_secrets().values())
-    with suppress(OSError), run_dir.log_txt.open("a") as log:
-        log.write(text)
+    with suppress(OSError, FlowloomError):
+        run_dir.require_in_place()  # another run's log is not for this
+        with run_dir.log_txt.open("a") as log:
+            log.write(text)
 
 
 if __name__ == "__main__":
