@@ -61,7 +61,7 @@ PAIRS = [
     ("lokr", "zero3"),
     ("dora", "zero2"),
     ("full", "weights"),
-    *((("full", "states"),) if HAS_CPU_ADAM else ()),
+    ("full", "states"),
 ]
 ROUNDED = [("keywords", "bf16"), ("keywords", "bf16-3")]
 RESUMED = [
@@ -84,8 +84,9 @@ def runs(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
     for name, zero in OFFLOADED.items():
         (root / f"{name}.json").write_text(json.dumps({"zero_optimization": zero}))
     made: Runs = {}
-    cases = list(dict.fromkeys(case for case, *_ in PAIRS))
-    for case, layout, *then in [*((case, "1") for case in cases), *PAIRS, *ROUNDED, *RESUMED]:
+    pairs = [pair for pair in PAIRS if pair[1] != "states" or HAS_CPU_ADAM]
+    cases = list(dict.fromkeys(case for case, *_ in pairs))
+    for case, layout, *then in [*((case, "1") for case in cases), *pairs, *ROUNDED, *RESUMED]:
         parallel = {"device": "cpu", "num_threads": 1, **LAYOUTS[layout]}
         if layout in OFFLOADED:
             parallel["deepspeed_config_path"] = str(root / f"{layout}.json")
@@ -114,6 +115,8 @@ def runs(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "layout"), PAIRS)
 def test_a_run_under_zero_equals_that_of_one_rank(runs: Runs, case: str, layout: str) -> None:
+    if layout == "states" and not HAS_CPU_ADAM:
+        pytest.skip("DeepSpeed's AdamW for offload_optimizer is not compiled here, which takes two minutes")
     assert_equal(runs[case, "1"], runs[case, layout])
 
 

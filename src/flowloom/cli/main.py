@@ -274,7 +274,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         "resume a run from its directory or a bucket",
         _by("cli.resume", "resume"),
     ),
-    "launch": ("start a run on a cluster (Slurm, Ray); show or stop its job", _by("cli.launch", "run")),
+    "launch": ("start, show or stop a job (Slurm, Ray, SkyPilot)", _by("cli.launch", "run")),
     "cache": ("encode a dataset into a cache; show, verify and prune the cache", _by("cli.cache", "run")),
     "sample": ("generate images from a run, a checkpoint or weights", _sample),
     "export": ("export a LoRA for ComfyUI, kohya or diffusers, or merge it", _export),

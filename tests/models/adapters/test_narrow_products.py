@@ -19,6 +19,7 @@ from flowloom.models.scaled_linear import (
     Int8ProductLinear,
     ScaledLinear,
 )
+from tests.models.adapters.test_adapter import train
 
 KINDS = {"int8": Int8ProductLinear, "fp8": Float8ProductLinear}
 BOUND = {"int8": 0.015, "fp8": 0.045}
@@ -118,18 +119,7 @@ def losses_over(network: nn.Module, kind: str, adapter: str, inputs: Any, dtype:
     if kind != "wide":
         for name, linear in quantized_linears(network):
             network.set_submodule(name, {**KINDS, "8bit": Float8Linear}[kind](linear))
-    trained = attach(network, adapter, 4, 4, TARGETS).parameters.values()  # pyright: ignore[reportArgumentType]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    target = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(3))
-    losses = []
-    for _ in range(8):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            loss = (network(*inputs).float() - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return train(network, attach(network, adapter, 4, 4, TARGETS), inputs, dtype, steps=8)  # pyright: ignore[reportArgumentType]
 
 
 @EACH
