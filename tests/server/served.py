@@ -30,7 +30,7 @@ from flowloom.server.app import create_app
 from flowloom.server.connections import Connection
 from flowloom.server.settings import Settings
 
-LIMIT_S = 0.05
+LIMIT_S = 0.1
 BEAT_S = 0.005
 ROUNDS = 10
 _WAITING = {

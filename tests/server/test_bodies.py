@@ -77,4 +77,4 @@ def test_the_measure_sees_a_loop_that_is_held_up(served: Served, kind: str):
     def ask_for_it() -> None:
         asyncio.run_coroutine_threadsafe(wrong(), served.server.servers[0].get_loop()).result()
 
-    assert served.lag_of(ask_for_it) > 2 * LIMIT_S
+    assert served.lag_of(ask_for_it) > LIMIT_S

@@ -69,7 +69,7 @@ class CaptionerProcesses:
         waiting: deque[tuple[T, Future[list[Answer]]]] = deque()
         for number, (batch, images, names) in enumerate(batches):
             pool = self._pools[number % len(self._pools)]
-            waiting.append((batch, pool.submit(_describe, images, names)))
+            waiting.append((batch, self._submit(pool, images, names)))
             if len(waiting) >= BATCHES_AHEAD * len(self._pools):
                 done, future = waiting.popleft()
                 yield done, self._result(future)
@@ -81,9 +81,21 @@ class CaptionerProcesses:
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 
+    def _submit(
+        self, pool: ProcessPoolExecutor, images: Sequence[bytes], names: Sequence[str]
+    ) -> Future[list[Answer]]:
+        with self._ended():
+            return pool.submit(_describe, images, names)
+
     def _result(self, future: Future[Any]) -> Any:
-        try:
+        with self._ended():
             return future.result()
+
+    @contextmanager
+    def _ended(self) -> Generator[None]:
+        """Report a process that ended, before or after it got a batch."""
+        try:
+            yield
         except BrokenProcessPool as error:
             raise RunError(
                 f"One of {len(self._pools)} processes was ended, perhaps because the memory was full. Use "
