@@ -18,6 +18,7 @@ from flowloom.models.architectures import (
     UNETS,
     VAES_BY_CHANNELS,
     VAES_BY_SCALING,
+    VIDEO_VAES_BY_CHANNELS,
     Architecture,
     Shapes,
     Signature,
@@ -88,9 +89,10 @@ def _unet(shapes: Shapes, names: Sequence[str], prefix: str) -> Found | None:
 
 def _vae(shapes: Shapes) -> Found | None:
     for prefix in _VAE_PREFIXES:
-        first = shapes.get(f"{prefix}decoder.conv_in.weight")
-        if first and len(first) == 4:
-            return Found(VAES_BY_CHANNELS.get(first[1], "vae-other"), first[1])
+        first = shapes.get(f"{prefix}decoder.conv_in.weight") or shapes.get(f"{prefix}decoder.conv1.weight")
+        if first and len(first) in (4, 5):
+            kinds = VAES_BY_CHANNELS if len(first) == 4 else VIDEO_VAES_BY_CHANNELS
+            return Found(kinds.get(first[1], "vae-other"), first[1])
     return None
 
 
