@@ -61,7 +61,7 @@ def write(path: Path, num_rows: int = 50, **fields: Any) -> Path:
 
 
 def is_same(one: Metadata, other: Metadata) -> bool:
-    arrays = ("widths", "heights", "loss_weights", "lines", "caption_chars")
+    arrays = ("widths", "heights", "loss_weights", "lines", "caption_chars", "num_references")
     return (
         all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
         and one.problems == other.problems

@@ -27,6 +27,7 @@ MORE: dict[str, st.SearchStrategy[Any]] = {
     "loss_weight": st.sampled_from([0, 1, 0.5, 1.5, -1, "1", None, True]),
     "is_tag_based": st.sampled_from([True, False, None, 0, 1, "yes", 2]),
     "is_url_based": st.sampled_from([True, False, None, 0, 1, "no"]),
+    "references": st.sampled_from([["a.png"], [], ["a", "b"], [""], "a.png", [1], None, {}]),
     "note": st.sampled_from([1, [], {}, "\ud800", 2**70, float("nan")]),
 }
 GOOD = {"filename": "a", "caption_or_tags": "fox", "width": 8, "height": 8}
@@ -56,7 +57,7 @@ def test_the_scan_of_a_file_and_of_a_line_agree(lines: list[bytes], end: bytes):
     ]
     good = [(number, row) for number, row in rows if not isinstance(row, BadRow)]
     assert scanned.columns["line"].tolist() == [number for number, _ in good]
-    for name in ("width", "height", "caption_chars"):
+    for name in ("width", "height", "caption_chars", "num_references"):
         assert scanned.columns[name].tolist() == [getattr(row, name) for _, row in good]
     assert [(problem.line) for problem in scanned.problems] == [
         number for number, row in rows if isinstance(row, BadRow)

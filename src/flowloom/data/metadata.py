@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowloom.data.index import read_columns
-from flowloom.data.row_checks import BadRow, captions_of, parse
+from flowloom.data.row_checks import BadRow, captions_of, parse, references_of
 from flowloom.data.rows import Columns, RowProblem
 from flowloom.errors import DataError
 
@@ -41,6 +41,8 @@ class Row:
     more_captions: tuple[str, ...] = ()
     dataset: int = 0
     """Number of its dataset."""
+    references: tuple[str, ...] = ()
+    """Files of the images that its image was edited from, named like `filename`."""
 
 
 class Rows(Protocol):
@@ -60,6 +62,8 @@ class Rows(Protocol):
     def lines(self) -> NDArray[np.int64]: ...
     @property
     def caption_chars(self) -> NDArray[np.int32]: ...
+    @property
+    def num_references(self) -> NDArray[np.int32]: ...
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row:
@@ -77,6 +81,7 @@ class Metadata:
         self.loss_weights: NDArray[np.float32] = columns["loss_weight"]
         self.lines: NDArray[np.int64] = columns["line"]
         self.caption_chars: NDArray[np.int32] = columns["caption_chars"]
+        self.num_references: NDArray[np.int32] = columns["num_references"]
         self.problems = problems
         self._offsets: NDArray[np.int64] = columns["offset"]
         self._lengths: NDArray[np.int32] = columns["length"]
@@ -114,6 +119,7 @@ class Metadata:
             is_url_based=bool(fields.get("is_url_based")),
             loss_weight=loss_weight,
             more_captions=tuple(more),
+            references=references_of(fields),
         )
 
     def _changed(self, line: int) -> DataError:
@@ -164,6 +170,11 @@ class JoinedMetadata:
     def caption_chars(self) -> NDArray[np.int32]:
         """Length of the longest caption."""
         return self._column("caption_chars")
+
+    @property
+    def num_references(self) -> NDArray[np.int32]:
+        """Images that the image was edited from."""
+        return self._column("num_references")
 
     def _column(self, name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in self.parts])

@@ -10,7 +10,7 @@ import orjson
 
 MAX_SIDE = 1_000_000
 """Maximum width and height in pixels."""
-CAPTION, IS_TAGS = "caption_or_tags", "is_tag_based"
+CAPTION, IS_TAGS, REFERENCES = "caption_or_tags", "is_tag_based", "references"
 FLAGS = (IS_TAGS, "is_url_based")
 _BOM = b"\xef\xbb\xbf"
 
@@ -30,6 +30,8 @@ class Row:
     loss_weight: float
     caption_chars: int
     """Length of the longest caption."""
+    num_references: int
+    """Images that the image was edited from."""
 
     @property
     def filename(self) -> str:
@@ -64,8 +66,8 @@ def parse(line: bytes) -> Row | BadRow:
         return BadRow(str(error), cast("dict[str, Any]", fields) if type(fields) is dict else {})
 
 
-def check_row(row: Any) -> tuple[int, int, float, int]:
-    """Width, height, loss weight and length of the longest caption of a parsed line, which is checked.
+def check_row(row: Any) -> tuple[int, int, float, int, int]:
+    """Width, height, loss weight, length of the longest caption and number of references of a parsed line.
 
     Raises:
         Unusable: the row cannot be trained.
@@ -81,7 +83,8 @@ def check_row(row: Any) -> tuple[int, int, float, int]:
             raise Unusable(f"{name} is {row[name]!r:.60}; it must be true or false")
     if not row["filename"]:
         raise Unusable("filename is empty")
-    return _side(row, "width"), _side(row, "height"), _loss_weight(row.get("loss_weight", 1.0)), longest
+    weight, num_references = _loss_weight(row.get("loss_weight", 1.0)), len(references_of(row))
+    return _side(row, "width"), _side(row, "height"), weight, longest, num_references
 
 
 def captions_of(row: dict[str, Any]) -> list[str]:
@@ -97,6 +100,21 @@ def captions_of(row: dict[str, Any]) -> list[str]:
     if not captions or {type(caption) for caption in captions} != {str}:
         raise Unusable(f"caption_or_tags is {given!r:.60}; it must be text, or a list of texts")
     return captions
+
+
+def references_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Files of the images that the image of `row` was edited from, named like `filename`.
+
+    Raises:
+        Unusable: they are not a list of names.
+    """
+    given = row.get(REFERENCES)
+    if given is None:
+        return ()
+    names = cast("list[Any]", given) if type(given) is list else [None]
+    if not all(type(name) is str and name for name in names):
+        raise Unusable(f"references is {given!r:.60}; it must be a list of file names")
+    return tuple(names)
 
 
 def _side(row: dict[str, Any], key: str) -> int:

@@ -24,8 +24,10 @@ KINDS: dict[str, str] = {
     "height": "<i8",
     "loss_weight": "<f4",
     "caption_chars": "<i4",
+    "num_references": "<i4",
 }
-"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption."""
+"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption; images that it was
+edited from."""
 BLOCK_BYTES = 2**20
 """Bytes read and parsed at a time: about 2,500 rows, which fit into the processor's cache."""
 _BOM = b"\xef\xbb\xbf"
@@ -103,6 +105,7 @@ class _Usable(msgspec.Struct, gc=False):
     loss_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     is_tag_based: bool | None = False
     is_url_based: bool | None = False
+    references: list[Annotated[str, msgspec.Meta(min_length=1)]] | None = None
 
 
 _USABLE = msgspec.json.Decoder(_Usable)
@@ -138,6 +141,7 @@ def _all_usable(block: bytes, offset: int) -> Columns | None:
         "height": np.array([row.height for row in rows]),
         "loss_weight": np.array([row.loss_weight for row in rows], np.float32),
         "caption_chars": np.array(longest, np.int32),
+        "num_references": np.array([len(row.references or ()) for row in rows], np.int32),
     }
 
 
@@ -150,7 +154,7 @@ def _one_by_one(block: bytes, offset: int) -> tuple[Columns, list[RowProblem]]:
             if isinstance(row, BadRow):
                 problems.append(RowProblem(number, row.reason))
             else:
-                sizes = row.width, row.height, row.loss_weight, row.caption_chars
+                sizes = row.width, row.height, row.loss_weight, row.caption_chars, row.num_references
                 values.append((number, offset, len(line), *sizes))
         offset += len(line) + 1
     columns = zip(*values, strict=True) if values else [()] * len(KINDS)
