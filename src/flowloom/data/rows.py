@@ -26,7 +26,7 @@ KINDS: dict[str, str] = {
     "caption_chars": "<i4",
     "num_references": "<i4",
 }
-"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption; reference images."""
+"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption; references."""
 BLOCK_BYTES = 2**20
 """Bytes read and parsed at a time: about 2,500 rows, which fit into the processor's cache."""
 _BOM = b"\xef\xbb\xbf"
