@@ -14,8 +14,9 @@ import torch
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
 from flowloom.engine.estimate.fit_table import fit_table, fit_text
-from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, Speed, plan_memory, require_host_memory
+from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, plan_memory, require_host_memory
 from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.estimate.speed import ASSUMED
 from flowloom.engine.memory import HEADROOM, Choice
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError
@@ -140,12 +141,43 @@ def test_a_key_that_is_auto_is_planned_beside_explicit_ones(lora: tuple[RunConfi
 
 def test_slow_copies_make_streaming_expensive_and_fast_ones_free(lora: tuple[RunConfig, Networks]) -> None:
     def slow_down(copy: float) -> float:
-        speed = Speed(80e12, copy, "a test")
+        speed = ASSUMED._replace(copy_bytes_per_s=copy)
         return plan_memory(*lora, Machine(CUDA, 12 * GIB, speed=speed)).slow_down
 
     # Recomputation alone costs 0.65 of a forward pass, about half of a LoRA's step.
     assert slow_down(1e15) < 0.4
     assert slow_down(2e9) > 10 * slow_down(1e15)
+
+
+def test_the_order_of_measures_follows_the_speeds(lora: tuple[RunConfig, Networks]) -> None:
+    """Blocks recompute where copies are slow; where products are slow, every second byte is better copied."""
+    config = RunConfig.model_validate(lora[0].model_dump() | {"memory": {"checkpointed_blocks": "all"}})
+    slow_copies = Machine(CUDA, 16 * GIB, speed=ASSUMED._replace(copy_bytes_per_s=1e8))
+    slow_products = Machine(CUDA, 16 * GIB, speed=ASSUMED._replace(product_flops_per_s=1e12))
+    assert plan_memory(config, lora[1], slow_copies).slow_down > 5
+    assert plan_memory(config, lora[1], slow_products).slow_down < 0.4
+
+
+def test_updates_on_the_host_cost_time_unless_they_overlap(make_released: Callable[..., RunConfig]) -> None:
+    def plan(updates_per_s: float, batch_size: int = 4, **memory: Any) -> MemoryPlan:
+        optimizer = {"device": "cpu", "max_grad_norm": None}
+        config = make_released(
+            optimizer=optimizer,
+            memory=memory,
+            dataloader={"base_resolution": [1024], "batch_size": batch_size},
+        )
+        speed = ASSUMED._replace(updates_per_s=updates_per_s)
+        return plan_memory(config, Networks.from_config(config), Machine(CUDA, 200 * GIB, speed=speed))
+
+    (measure,) = plan(2e9).measures
+    assert measure[:2] == ("optimizer.device", "cpu")
+    assert measure.saved == pytest.approx(8.9e9 * 16 - 8.9e9 * 2, rel=0.05)
+    assert plan(2e9).slow_down == pytest.approx(measure.slow_down)
+    assert plan(1e9).slow_down == pytest.approx(2 * plan(2e9).slow_down)
+    # Each micro-batch of a larger batch bears a smaller share of the update.
+    assert plan(2e9, batch_size=8).slow_down == pytest.approx(plan(2e9).slow_down / 2)
+    assert plan(1e11, batch_size=1, fused_backward=True).slow_down == 0
+    assert 0 < plan(1e9, batch_size=1, fused_backward=True).slow_down < plan(1e9, batch_size=1).slow_down
 
 
 def test_the_host_limits_what_is_streamed(lora: tuple[RunConfig, Networks]) -> None:

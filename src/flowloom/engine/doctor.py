@@ -51,6 +51,7 @@ def run_checks(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
         Finding("flowloom", flowloom.__version__),
         python,
         *_torch(),
+        *_speeds(),
         *(_package(name, module) for name, module in NEEDED.items()),
         Finding("optional", ", ".join(f"{name} {_version(name) or '-'}" for name in OPTIONAL)),
         *(finding for name in ALL for finding in trainer_findings(name)),
@@ -89,6 +90,16 @@ def _torch() -> list[Finding]:
     if len(found) == 1:
         found.append(Finding("device", "cpu only: small networks train, the 8.9B one needs a GPU"))
     return found
+
+
+def _speeds() -> list[Finding]:
+    try:
+        from flowloom.engine.estimate.speed import speed_of, speeds_path
+        from flowloom.models.device import choose_device
+    except ImportError:
+        return []  # of torch, which is reported
+    text = speed_of(choose_device("auto")).source
+    return [Finding("speed", f"{text}. To measure again, delete {speeds_path()}")]
 
 
 def _package(name: str, module: str) -> Finding:

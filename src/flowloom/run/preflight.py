@@ -83,6 +83,7 @@ class PlanReport(BaseModel):
     host_total: int
     host_free: int | None = Field(description="Null: not known.")
     speed: str = Field(description="The speeds that the slow-down is calculated from.")
+    is_measured: bool = Field(description="True if they were measured on this machine.")
 
 
 class FitReport(BaseModel):

@@ -3967,6 +3967,11 @@ export interface components {
             };
             /** Host Total */
             host_total: number;
+            /**
+             * Is Measured
+             * @description True if they were measured on this machine.
+             */
+            is_measured: boolean;
             /** Measures */
             measures: components["schemas"]["MeasureReport"][];
             /** Offload Activations */

@@ -33,6 +33,7 @@ MEASURES = {
     "memory.checkpointed_blocks": "recomputes",
     "memory.offload_activations": "inputs on the host",
     "memory.streamed_blocks": "streams",
+    "optimizer.device": "host optimizer",
 }
 """A short description of each measure of a plan."""
 
@@ -53,6 +54,7 @@ def plan_report(plan: MemoryPlan) -> PlanReport:
         host_total=plan.host_total,
         host_free=plan.host_free,
         speed=plan.speed.source,
+        is_measured=plan.speed.is_measured,
     )
 
 
@@ -115,9 +117,10 @@ def fit_text(fit: FitReport) -> str:
     if not fit.fits:
         return f"no: {fit.total / 1e9:.1f} GB"
     words = [*_changed(fit.changes)]
-    for measure in fit.plan.measures:
+    changed = {change.path for change in fit.changes}
+    for measure in (each for each in fit.plan.measures if each.path not in changed):
         count = fit.plan.checkpointed_ffn if measure.value == "ffn" else measure.value
-        words.append(MEASURES[measure.path] + ("" if isinstance(count, bool) else f" {count}"))
+        words.append(MEASURES[measure.path] + (f" {count}" if type(count) is int else ""))
     settings = ", ".join(words) or "no change"
     return f"{fit.total / 1e9:.1f} GB, {settings}, {fit.plan.slow_down:+.0%} time"
 

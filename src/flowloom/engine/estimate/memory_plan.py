@@ -6,11 +6,12 @@ The preflight shows it, and the run uses it: both call `plan_memory`. Explicit v
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -24,25 +25,11 @@ from flowloom.engine.estimate.footprint import (
     streamed_bytes,
 )
 from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.estimate.speed import ASSUMED, Speed, speed_of
 from flowloom.engine.memory import HEADROOM, Choice, free_bytes, free_host_bytes, sample_tokens
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError, Problem
 from flowloom.models.family import family_for
-
-
-class Speed(NamedTuple):
-    """Speeds that the slow-down of a measure depends on."""
-
-    flops_per_s: float
-    """Of a training step."""
-    copy_bytes_per_s: float
-    """Between host and device, in each direction."""
-    source: str
-    """Where the numbers come from."""
-
-
-ASSUMED = Speed(80e12, 20e9, "assumed: 80 TFLOP/s and 20 GB/s between host and device, not measured on a GPU")
-"""About a card of 24 GB and PCIe 4."""
 
 
 class Machine(NamedTuple):
@@ -54,14 +41,22 @@ class Machine(NamedTuple):
     host_free: int | None = None
     """Bytes that are free on the host for this device; None: not known, or the same memory."""
     speed: Speed = ASSUMED
+    num_ranks: int = 1
+    """Ranks that share a batch."""
 
     @classmethod
     def here(cls, device: torch.device) -> Machine:
-        """This machine, of which each local rank takes a part of the host's memory."""
+        """This machine, with assumed speeds; each local rank takes a part of the host's memory."""
+        num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         if device.type != "cuda":
-            return cls(device, free_bytes(device))
-        host_free, ranks = free_host_bytes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return cls(device, free_bytes(device), None if host_free is None else host_free // ranks)
+            return cls(device, free_bytes(device), num_ranks=num_ranks)
+        host_free, sharing = free_host_bytes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        each = None if host_free is None else host_free // sharing
+        return cls(device, free_bytes(device), each, num_ranks=num_ranks)
+
+    def measured(self) -> Machine:
+        """With the speeds of this machine; see `speed_of`."""
+        return self._replace(speed=speed_of(self.device))
 
     @property
     def has_host_memory(self) -> bool:
@@ -143,6 +138,15 @@ class _Planned:
         useful = flops.adapter_training if config.method_kind in ADAPTERS else flops.full_training
         self._forward_s = samples * flops.forward / machine.speed.flops_per_s
         self._step_s = samples * useful / machine.speed.flops_per_s
+        self._update_s = self._host_update_s(samples)
+
+    def _host_update_s(self, samples: int) -> float:
+        """Seconds of a micro-batch's share of an update on the host."""
+        config, machine = self.config, self.machine
+        if config.optimizer.device != "cpu" or not machine.has_host_memory:
+            return 0.0
+        of_rank = config.dataloader.batch_size / machine.num_ranks / config.training.updates_per_large_batch
+        return self.networks.trained / machine.speed.updates_per_s / max(1, math.ceil(of_rank / samples))
 
     def given(self) -> Choice:
         """The choice that the configuration makes, with as little as possible where it is `auto`."""
@@ -183,7 +187,10 @@ class _Planned:
         return sum(parts.values()) - parts.get(PARKED, 0)
 
     def seconds(self, choice: Choice) -> float:
-        """Expected duration of a micro-batch: the longer of computing and copying."""
+        """Expected duration of a micro-batch: the longer of computing and copying, and the host's update.
+
+        With fused backward the host updates meanwhile; otherwise it begins after the last micro-batch.
+        """
         shares = choice.blocks * self.activations.block_cost + choice.ffn * self.activations.ffn_cost
         computing = self._step_s + shares / self.num_blocks * self._forward_s
         device = self.machine.device
@@ -191,7 +198,8 @@ class _Planned:
         copied = 2 * streamed_bytes(self.config, self.networks, device, choice)
         if choice.is_offloaded:
             copied += choice.blocks * block_input_bytes(self.config, self.networks, device)
-        return max(computing, copied / self.machine.speed.copy_bytes_per_s)
+        busy = max(computing, copied / self.machine.speed.copy_bytes_per_s)
+        return max(busy, self._update_s) if self.config.memory.fused_backward else busy + self._update_s
 
     def plan(self, choice: Choice) -> MemoryPlan:
         """The plan with this choice."""
@@ -203,7 +211,7 @@ class _Planned:
             self.room,
             self.machine.host_free,
             tuple(self._taken(choice)),
-            self.seconds(choice) / self.seconds(Choice()) - 1,
+            self.seconds(choice) / self._step_s - 1,
             self.machine.speed,
         )
 
@@ -216,7 +224,11 @@ class _Planned:
             ("memory.streamed_blocks", choice.streamed, choice),
         )
         taken: list[Taken] = []
-        before, whole = Choice(), self.seconds(Choice())
+        before, whole = Choice(), self._step_s
+        if self._update_s:
+            taken.append(
+                Taken("optimizer.device", "cpu", self._saved_on_host(), self.seconds(before) / whole - 1)
+            )
         for key, value, after in stages:
             if after != before:
                 saved = self.total(before) - self.total(after)
@@ -224,6 +236,13 @@ class _Planned:
                 taken.append(Taken(key, value, saved, slow_down))
             before = after
         return taken
+
+    def _saved_on_host(self) -> int:
+        """Bytes on the device that `optimizer.device: cpu` saves."""
+        optimizer = self.config.optimizer.model_copy(update={"device": "auto"})
+        config = self.config.model_copy(update={"optimizer": optimizer})
+        resident = device_bytes(config, self.networks, self.machine.device, Choice())
+        return sum(resident.values()) - self.total(Choice())
 
 
 def _recompute_ffn(run: _Planned, choice: Choice) -> Sequence[Choice]:
@@ -288,6 +307,10 @@ def shared_plan(config: RunConfig, device: torch.device, ranks: Ranks) -> Memory
     elif parallel.strategy == "deepspeed" and parallel.zero_stage == 3:
         networks = networks.shard(ranks.size)
     plan = plan_memory(config, networks, least)
+    if plan.measures:
+        # Only their order depends on the speeds. All ranks need the same plan.
+        speeds = ranks.gathered([speed_of(device)])
+        plan = plan_memory(config, networks, least._replace(speed=reduce(Speed.slowest, speeds)))
     require_host_memory(plan)
     return plan
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from flowloom.engine.estimate.fit_table import fit_table, plan_report
 from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, host_problem, plan_memory
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
+from flowloom.engine.estimate.speed import USEFUL_SHARE, speed_of
 from flowloom.engine.memory import HEADROOM
 from flowloom.errors import FlowloomError
 from flowloom.models.device import choose_device
@@ -51,9 +51,6 @@ ROWS_VARIED = 400
 STEPS_READ = 50
 """Last steps of an earlier run; their median is its rate."""
 RUNS_READ = 20
-USEFUL_SHARE = 0.35
-"""Share of a large matrix product's speed that a training step is assumed to reach."""
-PROBE_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
 GIB, GB = 2**30, 1e9
 
 
@@ -124,7 +121,8 @@ def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
     if dataset:
         found.data = _data(config, dataset)
     if networks and device:
-        machine = Machine(device, int(target.gpu_gib * GIB)) if target.gpu_gib else Machine.here(device)
+        gib = target.gpu_gib
+        machine = Machine(device, int(gib * GIB)) if gib else Machine.here(device).measured()
         memory = plan_memory(config, networks, machine)
         found.memory, found.changes, found.shortfalls = _memory(config, networks, machine, memory)
         found.plan.problems += [] if memory.fits_host else [host_problem(memory)]
@@ -292,24 +290,11 @@ def _measured_rate(
     """The rate from operations per sample and a matrix product's speed; None for another machine's device."""
     if target.gpu_gib:
         return None
-    speed = _product_speed(device)
+    speed = speed_of(device)
     family = family_for(config.model)
     tokens = image_tokens(family, round((data.pixels or 0) / data.rows)), round(data.mean_text_tokens or 0)
     each = family.flops(networks.params, *tokens)
     work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
-    source = f"estimated: {USEFUL_SHARE:.0%} of {speed / 1e12:.2f} TFLOP/s, a matrix product's speed here"
-    return Rate(speed * USEFUL_SHARE / work, source)
-
-
-def _product_speed(device: torch.device) -> float:
-    """Operations per second of a large matrix product, measured briefly."""
-    side = PROBE_SIDE[device.type]
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    left = torch.ones(side, side, device=device, dtype=dtype)
-    seconds: list[float] = []
-    for _ in range(4):
-        started = time.perf_counter()
-        # Reading a number makes the CPU wait for the product.
-        (left @ left)[0, 0].item()
-        seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / min(seconds)
+    product = speed.product_flops_per_s / 1e12
+    source = f"estimated: {USEFUL_SHARE:.0%} of {product:.2f} TFLOP/s, a matrix product's speed here"
+    return Rate(speed.flops_per_s / work, source)

@@ -46,7 +46,7 @@ def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _plan_rows(plan: PlanReport, blocks: int | None) -> Iterator[tuple[str, str]]:
     for measure in plan.measures:
         count = plan.checkpointed_ffn if measure.value == "ffn" else measure.value
-        value = "" if isinstance(count, bool) else f"{count} of {blocks} blocks, "
+        value = f"{count} of {blocks} blocks, " if type(count) is int else ""
         yield MEASURES[measure.path], f"{value}saves {_size(measure.saved)}, {measure.slow_down:+.0%} time"
     if not plan.measures:
         yield "nothing to do", "no block recomputes or streams"
@@ -54,7 +54,8 @@ def _plan_rows(plan: PlanReport, blocks: int | None) -> Iterator[tuple[str, str]
         yield f"on the host: {name}", _size(size)
     if plan.host_free is not None:
         yield "on the host: free", _size(plan.host_free)
-    yield "slow-down", f"{plan.slow_down:+.0%}; {plan.speed}"
+    yield "slow-down", f"{plan.slow_down:+.0%}"
+    yield "speeds", plan.speed
 
 
 def _sizes(part: SpaceReport) -> list[tuple[str, str]]:
