@@ -59,6 +59,7 @@ ENCODERS = {
     "vae-sd3": Architecture("vae", "VAE of 16 channels", "SD 3's VAE"),
     "vae-flux2": Architecture("vae", "VAE of 32 channels", "FLUX.2's VAE (32 channels)"),
     "vae-wan": Architecture("vae", "VAE of clips", "the VAE of Wan 2.1 and Qwen-Image (16 channels)"),
+    "vae-wan22": Architecture("vae", "VAE of clips", "the VAE of Wan 2.2 TI2V (48 channels)"),
     "vae-other": Architecture("vae", "VAE", "a VAE of another number of channels"),
     "t5-xxl": Architecture("text-encoder", "T5", "T5 XXL"),
     "t5": Architecture("text-encoder", "T5", "a T5 of another size than XXL"),
@@ -69,7 +70,7 @@ ENCODERS = {
     "language-model": Architecture("text-encoder", "Language models", "a language model"),
 }
 VAES_BY_CHANNELS = {4: "vae-sd", 16: "vae-flux", 32: "vae-flux2"}
-VIDEO_VAES_BY_CHANNELS = {16: "vae-wan"}
+VIDEO_VAES_BY_CHANNELS = {16: "vae-wan", 48: "vae-wan22"}
 VAES_BY_SCALING = {0.18215: "vae-sd15", 0.13025: "vae-sdxl", 0.3611: "vae-flux", 1.5305: "vae-sd3"}
 """By the scaling_factor in diffusers' config.json; their shapes are the same."""
 CLIPS_BY_WIDTH = {768: "clip-l", 1280: "clip-g", 1024: "clip-h"}

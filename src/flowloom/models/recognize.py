@@ -53,7 +53,7 @@ _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 _T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.", "")
 _T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _T5_WORDS = ("shared.weight", "encoder.embed_tokens.weight")
-_UMT5_VOCABULARY = 256_384
+_UMT5_VOCABULARY, _WANS_WORDS = 256_384, "token_embedding.weight"
 _CLIP_MARKS = (
     "text_model.encoder.layers.0.self_attn.q_proj.weight",
     "transformer.resblocks.0.attn.out_proj.weight",
@@ -104,7 +104,8 @@ def _t5(shapes: Shapes) -> Found | None:
             if _UMT5_VOCABULARY in rows:
                 return Found("umt5", query[1])
             return Found("t5-xxl" if query[1] == 4096 else "t5", query[1])
-    return None
+    words = shapes.get(_WANS_WORDS, (0,))
+    return Found("umt5", words[-1]) if words[0] == _UMT5_VOCABULARY else None
 
 
 def _clips(shapes: Shapes) -> list[Found]:

@@ -1,8 +1,9 @@
-"""The T5 encoder: transformers' network from local files, and captions trimmed to their visible states."""
+"""T5's and UMT5's encoder: transformers' network from local files, captions trimmed to visible states."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,25 @@ from flowloom.models.tokenizer import EOS, PAD, Tokenize, load_tokenizer
 from flowloom.models.weights import Weights, assign_weights, check_names, open_weights
 
 if TYPE_CHECKING:
-    from transformers import T5Config
+    from transformers import T5Config, UMT5Config
 
     from flowloom.models.family import ModelSettings
 
 _PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.")
 _OTHER_PARTS = ("decoder.", "lm_head.", "spiece_model")
+# Wan's names of UMT5's layers, and transformers'.
+_WANS_NAMES = (
+    ("token_embedding.", "embed_tokens."),
+    ("norm.", "final_layer_norm."),
+    ("blocks.", "block."),
+    (".norm1.", ".layer.0.layer_norm."),
+    (".norm2.", ".layer.1.layer_norm."),
+    (".attn.", ".layer.0.SelfAttention."),
+    (".pos_embedding.embedding.", ".layer.0.SelfAttention.relative_attention_bias."),
+    (".ffn.gate.0.", ".layer.1.DenseReluDense.wi_0."),
+    (".ffn.fc1.", ".layer.1.DenseReluDense.wi_1."),
+    (".ffn.fc2.", ".layer.1.DenseReluDense.wo."),
+)
 
 
 class TextEncoder:
@@ -92,6 +106,18 @@ class StatesOnly:
         return [{"states": each} for each in states]
 
 
+class RealTokensOnly(StatesOnly):
+    """The states of a caption's tokens, the end included and padding left out."""
+
+    def encode(
+        self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """`states` (T_i, C) of each caption."""
+        counts = self.count_tokens(captions)
+        texts = super().encode(captions, max_length, is_trimmed=is_trimmed)
+        return [{"states": text["states"][:count]} for text, count in zip(texts, counts, strict=True)]
+
+
 def t5_files(model: ModelSettings) -> list[Path]:
     """T5's weights, sizes and tokenizer; the last two are beside the first unless they are named."""
     t5 = Path(model.t5_path)
@@ -123,7 +149,7 @@ def load_text_encoder(
     dtype: torch.dtype,
     to_8bit: bool = False,
 ) -> TextEncoder:
-    """The T5 encoder in `t5_path`, a file or a folder of shards, with sizes from `t5_config_path`.
+    """The T5 or UMT5 encoder in `t5_path`, a file or a folder of shards, with sizes from `t5_config_path`.
 
     Args:
         t5_config_path: the model's config.json, or the folder that has it.
@@ -141,9 +167,10 @@ def load_text_encoder(
             f"{config.vocab_size}. Use the tokenizer that belongs to this T5."
         )
     with quiet_imports():
-        from transformers import T5EncoderModel
+        from transformers import T5EncoderModel, UMT5EncoderModel
+    kind = UMT5EncoderModel if config.model_type == "umt5" else T5EncoderModel
     with torch.device("meta"):
-        encoder = T5EncoderModel(config).encoder
+        encoder = kind(config).encoder  # pyright: ignore[reportArgumentType]
     weights = _encoder_weights(open_weights(t5_path))
     check_names(encoder, weights)
     if to_8bit:
@@ -155,13 +182,21 @@ def load_text_encoder(
 
 def _encoder_weights(weights: Weights) -> Weights:
     weights = weights.below(*_PREFIXES)
+    if "token_embedding.weight" in weights:
+        return weights.gathered({_from_wans(name): (name,) for name in weights})
     names = {name.removeprefix("encoder."): (name,) for name in weights if not name.startswith(_OTHER_PARTS)}
     # The embedding has two names; files have either or both.
     shared = names.pop("shared.weight", None)
     return weights.gathered(names | ({"embed_tokens.weight": shared} if shared else {}))
 
 
-def _read_config(path: Path) -> T5Config:
+def _from_wans(name: str) -> str:
+    for theirs, ours in _WANS_NAMES:
+        name = name.replace(theirs, ours) if theirs[0] == "." else re.sub(f"^{re.escape(theirs)}", ours, name)
+    return name
+
+
+def _read_config(path: Path) -> T5Config | UMT5Config:
     path = path / "config.json" if path.is_dir() else path
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -170,5 +205,5 @@ def _read_config(path: Path) -> T5Config:
     if not is_object(settings) or "d_model" not in settings:
         raise WeightsError(f"{path}: not a T5 configuration: it has no d_model.")
     with quiet_imports():
-        from transformers import T5Config
-    return T5Config.from_dict(settings)
+        from transformers import T5Config, UMT5Config
+    return (UMT5Config if settings.get("model_type") == "umt5" else T5Config).from_dict(settings)
