@@ -72,14 +72,21 @@ class MethodSection(Section):
     """auto: chosen by FLOW's keys: lora section, keywords or rotation; otherwise full."""
     rotation_states: Literal["keep", "reset"] = "keep"
     """Rotation: keep each block's optimizer state on the CPU, or reset it like FLOW."""
-    always_trained: list[NamePart] = ["txt_in", "img_in", "final_layer"]
-    """Rotation: layers that are always trained. Without the first two, the backward pass stops at the lowest
-    trained block."""
+    always_trained: list[NamePart] = ["auto"]
+    """Rotation: layers that are always trained; auto: those before and after the family's blocks, such as
+    txt_in, img_in and final_layer. Without the first two, the backward pass stops at the lowest trained
+    block."""
     lokr_factor: int = -1
     """LoKr: size of the Kronecker factor; -1: the most even split."""
     base_products: Literal["wide", "int8", "fp8"] = "wide"
     """LoRA, DoRA and LoKr with an 8bit base: data type of its matrix products, forward and backward. wide:
     that of the computation; int8 and fp8 are faster on GPUs and less exact."""
+
+
+class AutoDensity(Section):
+    """The density that suits the model's family; FLOW's for Chroma."""
+
+    kind: Literal["auto"] = "auto"
 
 
 class FlowDensity(Section):
@@ -113,16 +120,16 @@ class ShiftedDensity(Section):
 
 
 NoiseLevelDensity = Annotated[
-    FlowDensity | UniformDensity | LogitNormalDensity | ShiftedDensity,
+    AutoDensity | FlowDensity | UniformDensity | LogitNormalDensity | ShiftedDensity,
     Field(discriminator="kind"),
-    _kind_or("flow"),
+    _kind_or("auto"),
 ]
 
 
 class ObjectiveSection(Section):
     """Training objective."""
 
-    noise_level: NoiseLevelDensity = FlowDensity()
+    noise_level: NoiseLevelDensity = AutoDensity()
     """Distribution of the noise levels."""
     pairing: Literal["optimal_transport", "random"] = "optimal_transport"
     """Pairing of noise with samples: minibatch optimal transport over the loaded batch, or random."""

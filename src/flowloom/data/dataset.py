@@ -300,7 +300,7 @@ def _costs(
     family = family_for(config.model)
     tokens = np.array([image_tokens(family, w * h) for w, h in sizes])[row_buckets]
     text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
-    return tokens + np.minimum(text_tokens, config.model.t5_max_length)
+    return tokens + np.minimum(text_tokens, config.model.max_text_tokens)
 
 
 def _held_out(metadata: Rows, share: float) -> NDArray[np.bool_]:

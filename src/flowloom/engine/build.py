@@ -27,6 +27,7 @@ from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Network, Precision, TrainState, choose_precision
+from flowloom.engine.trainable import adapted_layers
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach
@@ -209,7 +210,7 @@ def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
     with torch.random.fork_rng(devices=[]):
         # The packages draw an adapter's initial values from torch's global stream.
         torch.manual_seed(config.training.master_seed)
-        return attach(model, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+        return attach(model, kind, lora.rank, lora.alpha, adapted_layers(config), config.method.lokr_factor)
 
 
 def _objective(config: RunConfig, encoders: Encoders, device: torch.device) -> Objective:

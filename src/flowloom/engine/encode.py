@@ -53,7 +53,7 @@ class Encoders:
         self.family = family_for(config.model)
         self.device = device
         self.dtype = encoder_dtype(device)
-        self.max_length = config.model.t5_max_length
+        self.max_length = config.model.max_text_tokens
         self.minibatch = 1 if device.type == "cpu" else config.training.cache_minibatch
         self.union_mask = config.objective.mask_mode == "flow_union"
         self.seed = config.training.master_seed

@@ -60,7 +60,7 @@ def activation_bytes(activations: Activations, each_input: int, num_blocks: int,
 
 def sample_tokens(config: RunConfig) -> tuple[int, int]:
     """Image and text tokens of a sample at the largest resolution, with a caption of half the maximum."""
-    family, longest = family_for(config.model), config.model.t5_max_length
+    family, longest = family_for(config.model), config.model.max_text_tokens
     return image_tokens(family, max(config.resolutions) ** 2), family.text_length(longest // 2, longest)
 
 

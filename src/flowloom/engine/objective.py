@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowloom.config.run import RunConfig
+from flowloom.config.run import ObjectiveSection, RunConfig
 from flowloom.flow_matching import noise_level as densities
 from flowloom.flow_matching.path import interpolate, velocity_from_x0, velocity_target
-from flowloom.models.family import Conditioning, Grid, family_of
+from flowloom.models.family import Conditioning, Grid, family_for, family_of
 
 X0_TRAINING_EPS = 0.05
 """Keeps the x0 objective finite where the noise level is near 0; FLOW's value."""
@@ -101,6 +101,9 @@ class Objective:
 def density(config: RunConfig) -> Callable[[Tensor], Tensor]:
     """The inverse CDF that `objective.noise_level` names."""
     spec = config.objective.noise_level
+    if spec.kind == "auto":
+        own = {"noise_level": family_for(config.model).defaults.noise_level}
+        spec = ObjectiveSection.model_validate(own).noise_level
     if spec.kind == "uniform":
         return densities.uniform_quantile
     if spec.kind == "logit_normal":

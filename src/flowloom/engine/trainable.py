@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
-from flowloom.models.family import family_for
+from flowloom.models.family import expanded, family_for
 
 
 def rotation_at(config: RunConfig, step: int) -> int:
@@ -43,6 +43,12 @@ def trained_blocks(config: RunConfig) -> dict[str, int]:
     return {kind: getattr(config.training, key) or 0 for kind, key in kinds.items()}
 
 
+def adapted_layers(config: RunConfig) -> list[str]:
+    """Parts of the names of the layers that get an adapter; empty without one."""
+    named = config.lora.target_layers if config.lora else []
+    return expanded(named, family_for(config.model).defaults.lora_targets)
+
+
 def trainable_names(config: RunConfig, names: Sequence[str]) -> list[str]:
     """Those of the network's parameter `names` that may be trained, in the same order."""
     frozen = tuple(f"{part}." for part in family_for(config.model).defaults.never_trained)
@@ -72,7 +78,8 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
     else:
         num_blocks = {kind: _count(list(spellings.values()), kind) for kind in family.rotated}
         blocks = rotated_blocks(config, num_blocks, rotation)
-        prefixes = tuple(f"{part}." for part in [*blocks, *config.method.always_trained])
+        always = expanded(config.method.always_trained, family.defaults.always_trained)
+        prefixes = tuple(f"{part}." for part in [*blocks, *always])
         chosen = [name for name in candidates if spellings[name].startswith(prefixes)]
         problem = Problem("method.always_trained", "rotation would train nothing.")
     if not chosen:

@@ -33,8 +33,9 @@ DEFAULT = "chroma"
 
 Conditioning = Mapping[str, "Tensor"]
 """Named tensors of one caption: `states` (T, C), and others that a family needs, such as `pooled` (C,)."""
-Grid = tuple[int, int]
-"""Height and width of the latents of an image, before they are packed into tokens."""
+Grid = tuple[int, ...]
+"""Size of the latents without channels, before they are packed into tokens: (height, width) of an image,
+(frames, height, width) of a clip."""
 
 
 class ModelSettings(Protocol):
@@ -48,9 +49,15 @@ class ModelSettings(Protocol):
     t5_config_path: str
     t5_tokenizer_path: str
     t5_to_8bit: bool
-    t5_max_length: int
     clip_path: str
     clip_tokenizer_path: str
+    text_encoder_path: str
+    text_tokenizer_path: str
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Maximum length of a caption in tokens."""
+        ...
 
     @property
     def network_path(self) -> Path:
@@ -154,6 +161,14 @@ class FamilyDefaults:
     """A family's values for keys that are not set, and its properties in estimates."""
 
     activations: Activations
+    noise_level: Mapping[str, Any] = field(default_factory=lambda: {"kind": "flow"})
+    """Density of noise levels while training, as `objective.noise_level` spells it."""
+    text_length: int = 512
+    """Maximum length of a caption in tokens."""
+    lora_targets: tuple[str, ...] = ("double_blocks", "single_blocks")
+    """Parts of the names of the layers that an adapter is put on."""
+    always_trained: tuple[str, ...] = ("txt_in", "img_in", "final_layer")
+    """Parts of the network that a rotation trains in addition to its blocks."""
     guidance: float = 0.0
     """Distilled guidance of previews and samples, in place of 0."""
     guidance_effect: str = ""
@@ -261,6 +276,11 @@ class ModelFamily(Protocol):
         ...
 
     def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops: ...
+
+
+def expanded(names: Sequence[str], of_family: Sequence[str]) -> list[str]:
+    """`names` of layers with the family's own in place of "auto"."""
+    return [part for name in names for part in (of_family if name == AUTO else (name,))]
 
 
 def image_tokens(family: ModelFamily, pixels: int) -> int:

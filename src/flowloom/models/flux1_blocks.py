@@ -1,4 +1,4 @@
-"""Recomputation of the feed-forward part of diffusers' FLUX.1 blocks."""
+"""Recomputation of the feed-forward part of diffusers' single blocks of FLUX.1."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ from torch import Tensor
 from flowloom.nn.recompute import recomputed
 
 
-def let_recompute_ffn(block: Any) -> None:
-    """Let a block follow its attribute `recomputes_ffn`, see `Recompute`; its outputs are the same."""
+def let_recompute_single(block: Any) -> None:
+    """Let a single block follow its attribute `recomputes_ffn`, see `Recompute`; its outputs are the same."""
     block.recomputes_ffn = False
-    if hasattr(block, "proj_mlp"):
-        block.forward = partial(_run_single, block, block.forward)
-    else:
-        for feed_forward in (block.ff, block.ff_context):
-            feed_forward.forward = partial(_run, block, feed_forward.forward)
-
-
-def _run(block: Any, forward: Any, x: Tensor) -> Tensor:
-    return recomputed(forward, x) if block.recomputes_ffn else forward(x)
+    block.forward = partial(_run_single, block, block.forward)
 
 
 def _run_single(block: Any, forward: Any, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:

@@ -125,6 +125,16 @@ def t5_files(model: ModelSettings) -> list[Path]:
     return [t5, config_path, Path(model.t5_tokenizer_path) if model.t5_tokenizer_path else t5]
 
 
+def t5_settings(model: ModelSettings) -> str:
+    """The settings that determine T5's states of a caption."""
+    return f"{model.max_text_tokens} tokens{', 8 bits' if model.t5_to_8bit else ''}"
+
+
+def open_t5(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """T5's network alone."""
+    return load_t5(model, device, dtype).encoder
+
+
 def load_t5(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The T5 encoder that `model` names; without data on the meta device.
 

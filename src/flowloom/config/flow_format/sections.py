@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from flowloom.json_types import is_sequence
-from flowloom.models.family import AUTO, families
+from flowloom.models.family import AUTO, families, family_for
 from flowloom.schema import SIMPLE, Section, ui
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -97,8 +97,8 @@ class InferenceSection(Section):
     """Number of first steps without classifier-free guidance; -1: no guidance."""
     image_dim: Annotated[tuple[Pixels, Pixels], SIMPLE] = (512, 512)
     """Width and height in pixels, multiples of 16."""
-    t5_max_length: Tokens = 512
-    """Maximum prompt length in tokens."""
+    t5_max_length: Tokens | None = None
+    """Maximum prompt length in tokens; null: that of captions."""
 
 
 class DataloaderSection(Section):
@@ -162,14 +162,24 @@ class ModelSection(Section):
     """Folder with T5's tokenizer (spiece.model or tokenizer.json)."""
     t5_to_8bit: bool = False
     """Store T5's linear weights in float8_e4m3."""
-    t5_max_length: Tokens = 512
-    """Maximum caption length in tokens."""
+    t5_max_length: Tokens | None = None
+    """Maximum caption length in tokens, whichever the text encoder; null: the family's, 512 for Chroma."""
     use_x0: bool = False
     """The network predicts the image instead of the velocity."""
     clip_path: str = ""
     """CLIP text encoder: a file or folder; FLUX.1 needs it."""
     clip_tokenizer_path: str = ""
     """Folder with CLIP's tokenizer (vocab.json and merges.txt)."""
+    text_encoder_path: str = ""
+    """Language model that encodes captions (Qwen3, Gemma and others): a file or folder; which one depends on
+    the family."""
+    text_tokenizer_path: str = ""
+    """Folder with the language model's tokenizer (tokenizer.json)."""
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Maximum length of a caption in tokens."""
+        return self.t5_max_length or family_for(self).defaults.text_length
 
     @property
     def network_key(self) -> str:
@@ -189,7 +199,8 @@ class LoraSection(Section):
     """Rank of the adapter."""
     alpha: Annotated[float, Field(gt=0), SIMPLE] = 16
     """Alpha; the adapter is scaled by alpha / rank."""
-    target_layers: Annotated[list[NamePart], Field(min_length=1)] = ["double_blocks", "single_blocks"]
-    """Adapt every linear layer whose name contains one of these."""
+    target_layers: Annotated[list[NamePart], Field(min_length=1)] = ["auto"]
+    """Adapt every linear layer whose name contains one of these; auto: those of the family, such as
+    double_blocks and single_blocks."""
     base_model_quant_level: Annotated[Literal["full", "8bit", "4bit"], SIMPLE] = "full"
     """Quantisation of the frozen base model: none (full), float8 or nf4."""

@@ -72,7 +72,7 @@ def lint(options: LintOptions) -> LintedDataset:
     ]
     for index, check in enumerate(checks):
         row = dataset.metadata.row(index)
-        findings += _text_findings(row, counter.add(row), options.config.model.t5_max_length)
+        findings += _text_findings(row, counter.add(row), options.config.model.max_text_tokens)
         findings += _image_findings(dataset, row, check, options)
     duplicates, num_crowded = _duplicates(dataset, checks, options.near_bits)
     findings += duplicates
@@ -87,7 +87,7 @@ def lint(options: LintOptions) -> LintedDataset:
         num_not_checked=sum(check == ImageCheck() for check in checks),
         batch_size=data.batch_size,
         resolutions=list(data.base_resolution),
-        max_tokens=options.config.model.t5_max_length,
+        max_tokens=options.config.model.max_text_tokens,
         seconds=time.monotonic() - started,
         findings=findings,
         buckets=bucket_uses(dataset, data.batch_size),

@@ -10,7 +10,7 @@ from torch import nn
 
 from flowloom.config.model_files import cached_files
 from flowloom.config.run import ADAPTERS, RunConfig
-from flowloom.engine.trainable import trained_names
+from flowloom.engine.trainable import adapted_layers, trained_names
 from flowloom.errors import FlowloomError
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.family import Sizes, family_for
@@ -96,7 +96,9 @@ def count_trained(config: RunConfig, network: nn.Module) -> int:
     if kind in ADAPTERS:
         assert config.lora is not None
         lora = config.lora
-        adapter = attach(network, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+        adapter = attach(
+            network, kind, lora.rank, lora.alpha, adapted_layers(config), config.method.lokr_factor
+        )
         return sum(weight.numel() for weight in adapter.parameters.values())
     weights = dict(network.named_parameters())
     return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))

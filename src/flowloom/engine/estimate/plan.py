@@ -26,11 +26,11 @@ from flowloom.engine.estimate.networks import META, Networks, encoder_keys, unle
 from flowloom.engine.from_cache import missing_from_cache
 from flowloom.engine.memory import QUANTIZED_BYTES
 from flowloom.engine.state import choose_precision
-from flowloom.engine.trainable import trained_blocks
+from flowloom.engine.trainable import adapted_layers, trained_blocks
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
 from flowloom.models.device import choose_device
-from flowloom.models.family import family_for
+from flowloom.models.family import expanded, family_for
 from flowloom.models.quantized import check_products
 from flowloom.models.quantized_cache import default_folder
 
@@ -133,12 +133,15 @@ def _method(config: RunConfig) -> str:
         base = "" if lora.base_model_quant_level == "full" else f", base in {lora.base_model_quant_level}"
         if config.method.base_products != "wide":
             base += f", its products in {config.method.base_products}"
-        return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_layers)}{base}"
+        return (
+            f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(adapted_layers(config))}{base}"
+        )
     if kind == "rotation":
         blocks = " and ".join(
             f"{count} {kind.replace('_', ' ')}" for kind, count in trained_blocks(config).items()
         )
-        always = ", ".join(config.method.always_trained) or "nothing else"
+        own = family_for(config.model).defaults.always_trained
+        always = ", ".join(expanded(config.method.always_trained, own)) or "nothing else"
         return f"rotation of {blocks}, others every {training.change_layer_every} steps; always {always}"
     if kind == "keywords":
         return f"parameters named {', '.join(training.trained_layer_keywords)}"

@@ -172,7 +172,7 @@ def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
     indices = np.unique(np.linspace(0, total - 1, min(total, CAPTIONS_COUNTED)).astype(int))
     rows = [dataset.metadata.row(int(index)) for index in indices]
     captions = [row.caption for row in rows]
-    longest = config.model.t5_max_length
+    longest = config.model.max_text_tokens
     found = _quietly(lambda: load_tokenizer(Path(config.model.t5_tokenizer_path)))
     tokenize: Tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
     family = family_for(config.model)

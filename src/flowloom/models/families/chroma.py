@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ VAE = ModelFile(
 )
 LAYERS, SHARED_LAYERS = ("double_blocks", "single_blocks", "single_transformer_blocks"), ("attn_add_k_proj",)
 """Layers of adapters, see AdapterBase; SD 3 has the shared ones too."""
+ROTATED = {"double_blocks": "trained_double_blocks", "single_blocks": "trained_single_blocks"}
 T5_KINDS = frozenset({"t5-xxl", "t5"})
 
 
@@ -99,7 +101,7 @@ class ChromaFamily:
     )
     conditioning = {"states": "caption-states"}
     factor, patch = 8, 2
-    rotated = {"double_blocks": "trained_double_blocks", "single_blocks": "trained_single_blocks"}
+    rotated = ROTATED
     names = NAMES
     last_layer = "final_layer.linear"
     adapter_base = AdapterBase("chroma", r"chroma", (*LAYERS, APPROXIMATOR), (APPROXIMATOR,), SHARED_LAYERS)
@@ -148,17 +150,17 @@ class ChromaFamily:
         return StatesOnly(load_t5(model, device, dtype))
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
-        from flowloom.models.text_encoder import load_t5
+        from flowloom.models.text_encoder import open_t5
 
         return {
             "model.vae_path": lambda device, dtype: self.load_codec(model, device, dtype).model,
-            "model.t5_path": lambda device, dtype: load_t5(model, device, dtype).encoder,
+            "model.t5_path": partial(open_t5, model),
         }
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
-        from flowloom.models.text_encoder import t5_files
+        from flowloom.models.text_encoder import t5_files, t5_settings
 
-        return t5_files(model), f"{model.t5_max_length} tokens{', 8 bits' if model.t5_to_8bit else ''}"
+        return t5_files(model), t5_settings(model)
 
     def text_length(self, num_tokens: int, max_length: int) -> int:
         return min(num_tokens, max_length)
@@ -186,7 +188,8 @@ class ChromaFamily:
         from flowloom.nn.varlen import predict
 
         states = [text["states"] for text in texts]
-        return predict(network, x, noise_level, states, image_ids(*grid, x.device), guidance)
+        height, width = grid
+        return predict(network, x, noise_level, states, image_ids(height, width, x.device), guidance)
 
     def schedule(self, network: nn.Module, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
         from flowloom.flow_matching.samplers import schedule

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
+from flowloom.models.diffusers_family import DiffusersFamily, count_blocks
 from flowloom.models.families.chroma import (
     DOUBLE,
     LAYERS,
+    ROTATED,
     SHARED_LAYERS,
     SINGLE,
     T5_KINDS,
     VAE,
-    ChromaFamily,
 )
 from flowloom.models.family import (
     Activations,
@@ -34,15 +35,13 @@ from flowloom.models.family import (
     ModelSettings,
     OpenEncoder,
 )
-from flowloom.models.header import read_small_json
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from flowloom.models.text_encoder import TextEncoder
-    from flowloom.models.weights import Assign, Weights
-    from flowloom.nn.recompute import Recompute
+    from flowloom.models.weights import Weights
 
 TRAINING_GUIDANCE = 1.0
 """Guidance of dev during training, as in diffusers' and kohya's trainers."""
@@ -127,11 +126,12 @@ class Flux1Sizes:
         return self.joint_attention_dim
 
 
-class Flux1Family(ChromaFamily):
-    """See ModelFamily; packing, VAE and T5's files are as in Chroma, which was made from FLUX.1."""
+class Flux1Family(DiffusersFamily):
+    """See ModelFamily."""
 
     name, title = "flux1", "FLUX.1"
     network_types = frozenset({"FluxTransformer2DModel"})
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     architectures = {
         "flux-dev": Architecture("network", "FLUX.1", "FLUX.1 dev"),
         "flux-schnell": Architecture("network", "FLUX.1", "FLUX.1 schnell"),
@@ -155,7 +155,9 @@ class Flux1Family(ChromaFamily):
         ModelFile("clip_tokenizer_path", "the folder with CLIP's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states", "pooled": "caption-pooled"}
+    rotated = ROTATED
     names = NAMES
+    last_layer = "final_layer.linear"
     adapter_base = AdapterBase("flux", r"flux", LAYERS, _OWN_LAYERS, SHARED_LAYERS)
     defaults = FamilyDefaults(
         Activations(kept=23, without_ffn=14, ffn_cost=0.33, block_cost=0.75), guidance=3.5
@@ -163,10 +165,10 @@ class Flux1Family(ChromaFamily):
 
     def notes(self, model: ModelSettings) -> list[str]:
         try:
-            is_distilled = not self.sizes(model.network_path).guidance_embeds
+            sizes: Any = self.sizes(model.network_path)
         except (WeightsError, OSError):
             return []
-        if not is_distilled:
+        if sizes.guidance_embeds:
             return []
         return [
             f"{model.network_path.name} is FLUX.1 schnell, which is distilled to sample in 1 to 4 steps. "
@@ -174,55 +176,19 @@ class Flux1Family(ChromaFamily):
             "if its license allows it."
         ]
 
-    def sizes(self, path: Path) -> Flux1Sizes:
-        weights = self.open_weights(path)
-        try:
-            return _sizes(weights.shapes, weights.path)
-        except KeyError as error:
-            message = f"{path}: not a FLUX.1 network: it has no {error.args[0]}."
-            raise WeightsError(message) from error
+    def read_sizes(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Flux1Sizes:
+        return _sizes(shapes, settings)
 
-    def open_weights(self, path: Path) -> Weights:
-        from flowloom.models.weights import open_weights
-
-        path = Path(path)
-        path = path / "transformer" if (path / "model_index.json").is_file() else path
-        weights = open_weights(path).below("model.diffusion_model.", "diffusion_model.")
+    def in_diffusers_names(self, weights: Weights) -> Weights:
         return _in_diffusers_names(weights) if "img_in.weight" in weights else weights
 
-    def load_network(
-        self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
-    ) -> nn.Module:
-        import torch
+    def let_recompute_ffn(self, block: Any) -> None:
+        if hasattr(block, "proj_mlp"):
+            from flowloom.models.flux1_blocks import let_recompute_single
 
-        from flowloom.import_warnings import quiet_imports
-        from flowloom.models.weights import assign_weights
-
-        with quiet_imports():
-            from diffusers import FluxTransformer2DModel
-        with torch.device("meta"):
-            network = FluxTransformer2DModel(**vars(self.sizes(path)))
-        (assign or assign_weights)(network, self.open_weights(path), device, dtype)
-        return network
-
-    def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
-        return [
-            (f"{kind}.{i}", block)
-            for kind in ("transformer_blocks", "single_transformer_blocks")
-            for i, block in enumerate(getattr(network, kind))
-        ]
-
-    def recompute(self, network: Any, recompute: Recompute) -> None:
-        from flowloom.models.flux1_blocks import let_recompute_ffn
-
-        for _, block in self.blocks(network):
-            let_recompute_ffn(block)
-        network.enable_gradient_checkpointing(recompute)
-
-        def start(*_: object) -> None:
-            recompute.start()
-
-        network.register_forward_pre_hook(start)
+            let_recompute_single(block)
+        else:
+            super().let_recompute_ffn(block)
 
     def load_conditioner(
         self, model: ModelSettings, device: torch.device, dtype: torch.dtype
@@ -236,11 +202,18 @@ class Flux1Family(ChromaFamily):
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
         from flowloom.models.clip import load_clip
+        from flowloom.models.text_encoder import open_t5
 
-        return super().encoders(model) | {"model.clip_path": partial(load_clip, Path(model.clip_path))}
+        return {
+            **super().encoders(model),
+            "model.t5_path": partial(open_t5, model),
+            "model.clip_path": partial(load_clip, Path(model.clip_path)),
+        }
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
-        files, settings = super().text_files(model)
+        from flowloom.models.text_encoder import t5_files, t5_settings
+
+        files, settings = t5_files(model), t5_settings(model)
         return [*files, Path(model.clip_path), Path(model.clip_tokenizer_path)], f"{settings}, padded, CLIP"
 
     def text_length(self, num_tokens: int, max_length: int) -> int:  # noqa: ARG002
@@ -264,7 +237,8 @@ class Flux1Family(ChromaFamily):
         )
         if guidance is None:
             guidance = torch.full_like(noise_level, TRAINING_GUIDANCE)
-        ids = image_ids(*grid, x.device)
+        height, width = grid
+        ids = image_ids(height, width, x.device)
         return network(
             hidden_states=x,
             encoder_hidden_states=states,
@@ -278,7 +252,9 @@ class Flux1Family(ChromaFamily):
 
     def schedule(self, network: Any, steps: int, num_tokens: int) -> list[float]:
         if network.config.guidance_embeds:
-            return super().schedule(network, steps, num_tokens)
+            from flowloom.flow_matching.samplers import schedule
+
+            return schedule(steps, num_tokens)
         return [1 - i / steps for i in range(steps + 1)]
 
     def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops:
@@ -326,18 +302,14 @@ class Flux1Conditioner:
         return [{"states": own, "pooled": vector} for own, vector in zip(states, pooled, strict=True)]
 
 
-def _sizes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Flux1Sizes:
+def _sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Flux1Sizes:
     width, in_channels = shapes["x_embedder.weight"]
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-    axes = _config_beside(path).get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)
-
-    def count(kind: str) -> int:
-        return len({name.split(".")[1] for name in shapes if name.startswith(f"{kind}.")})
-
+    axes = settings.get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)
     return Flux1Sizes(
         in_channels=in_channels,
-        num_layers=count("transformer_blocks"),
-        num_single_layers=count("single_transformer_blocks"),
+        num_layers=count_blocks(shapes, "transformer_blocks"),
+        num_single_layers=count_blocks(shapes, "single_transformer_blocks"),
         attention_head_dim=head,
         num_attention_heads=width // head,
         joint_attention_dim=shapes["context_embedder.weight"][1],
@@ -345,10 +317,6 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Flux1Sizes:
         guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
         axes_dims_rope=tuple(axes),
     )
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    return read_small_json(path / "config.json") if path.is_dir() else {}
 
 
 def _in_diffusers_names(weights: Weights) -> Weights:
