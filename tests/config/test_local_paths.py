@@ -145,6 +145,6 @@ def test_the_trainers_of_others_take_no_addresses_for_paths() -> None:
     paths = {problem.where for problem in UPSTREAM.check(config) if "is a URL" in problem.text}
     assert paths >= {"model.chroma_path", "training.save_folder", "inference.inference_folder"}
     kohya = json.loads(json.dumps(KOHYA.defaults()))
-    kohya["datasets"] = [{"subsets": [{"image_dir": BUCKET}]}]
+    kohya["datasets"] = [{"subsets": [{"image_dir": "https://host/images"}]}]
     paths = {problem.where for problem in KOHYA.check(kohya) if "is a URL" in problem.text}
     assert "datasets.0.subsets.0.image_dir" in paths

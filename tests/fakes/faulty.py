@@ -114,7 +114,8 @@ class Request(BaseHTTPRequestHandler):
         else:
             if fault == "slow":
                 time.sleep(proxy.slow_s)
-            self.answer(*self.fetch(sent), cut=fault)
+            status, headers, body = self.fetch(sent)
+            self.answer(status, headers, body[::-1] if fault == "garbled" else body, cut=fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815 -- http.server calls them
 

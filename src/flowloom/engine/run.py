@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 from flowloom.config.remote_models import with_local_models
 from flowloom.config.run import RunConfig
@@ -21,14 +20,11 @@ from flowloom.engine.state import TrainState
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.trackers import Tracker
 from flowloom.engine.trainer import Trainer
-from flowloom.errors import size_text
 from flowloom.models.adapters.formats import adapter_metadata
 from flowloom.printable import printable_value
 from flowloom.run.directory import RunDir, step_of, versions
 from flowloom.run.events import EventWriter
-from flowloom.storage.downloads.fetch import Watch
-
-SECONDS_BETWEEN_PHASES = 10.0
+from flowloom.storage.local_copy import watch_as_phases
 
 
 class Session:
@@ -69,7 +65,7 @@ class Session:
         def warn(message: object) -> None:
             reporter.emit("warning", message=str(message))
 
-        config = with_local_models(self.config, _downloads(reporter))
+        config = with_local_models(self.config, watch_as_phases(reporter.emit, lambda: None))
         config = keep_rows(config, self.run_dir, self.ranks, warn)
         require_same_files(config, self.ranks)
         config = with_strategy(config, self.ranks)
@@ -131,27 +127,6 @@ def _mirror(
     mirror = MirrorUploads(run_dir, config, reporter.emit, lambda: signals.seconds_since_request)
     reporter.followers.append(mirror)
     return mirror
-
-
-def _downloads(reporter: Reporter) -> Watch:
-    """The downloads of models as phases of the run; a stop interrupts them by its signal."""
-    name, shown_at = "", 0.0
-
-    def begin(phase: str) -> None:
-        nonlocal name
-        name = phase
-        reporter.emit("phase", name=phase)
-
-    def progress(done: int, total: int | None) -> None:
-        nonlocal shown_at
-        if total and time.monotonic() - shown_at > SECONDS_BETWEEN_PHASES:
-            shown_at = time.monotonic()
-            reporter.emit("phase", name=f"{name}: {done / total:.0%} of {size_text(total)}")
-
-    def warn(message: str) -> None:
-        reporter.emit("warning", message=message)
-
-    return Watch(progress, lambda: None, begin, warn)
 
 
 def _metadata(components: Components) -> dict[str, str]:

@@ -23,6 +23,8 @@ class Command:
     cwd: Path | None = None
     checkout: Path | None = None
     """The folder of the code that it runs, if that is not ours."""
+    python: str = ""
+    """The Python of that code; empty: the first word of `argv`."""
 
 
 class Task(Protocol):

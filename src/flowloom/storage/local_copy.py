@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from typing_extensions import Buffer
 
-from flowloom.errors import NotFound, SourceError, Unavailable
+from flowloom.errors import NotFound, SourceError, Unavailable, size_text
 from flowloom.files import sync, write_json
 from flowloom.locks import try_lock
 from flowloom.models.header import SAFE
@@ -31,6 +32,28 @@ PIECE, PIECES_AT_ONCE = 2**24, 4
 SMALL = 2**24
 """Files up to this size are copied even where headers are enough: configurations and vocabularies."""
 SILENT = Watch(lambda _done, _total: None, lambda: None)
+SECONDS_BETWEEN_PHASES = 10.0
+
+
+def watch_as_phases(emit: Callable[..., None], raise_if_stopped: Callable[[], None]) -> Watch:
+    """Downloads as phases of a run; `emit` writes an event of a kind with fields."""
+    name, shown_at = "", 0.0
+
+    def begin(phase: str) -> None:
+        nonlocal name
+        name = phase
+        emit("phase", name=phase)
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal shown_at
+        if total and time.monotonic() - shown_at > SECONDS_BETWEEN_PHASES:
+            shown_at = time.monotonic()
+            emit("phase", name=f"{name}: {done / total:.0%} of {size_text(total)}")
+
+    def warn(message: str) -> None:
+        emit("warning", message=message)
+
+    return Watch(progress, raise_if_stopped, begin, warn)
 
 
 def is_url(address: str) -> bool:
@@ -46,6 +69,21 @@ def local_copy(address: str, storage: StorageSection, watch: Watch = SILENT) -> 
         DiskFullError: the disk has no room for it.
     """
     return _copied(address, storage, watch, "copies", _download)
+
+
+def missing_bytes(address: str, storage: StorageSection) -> int:
+    """Bytes that `local_copy` of the URL `address` would download, without parts of interrupted downloads.
+
+    Raises:
+        NotFound, Denied, SourceError: it cannot be read.
+    """
+    parent, _, name = address.rstrip("/").rpartition("/")
+    target = copy_path(address)
+    return sum(
+        info.size
+        for info in _found(open_named(parent, storage), name)
+        if not _is_copy(info, target / PurePosixPath(info.name).relative_to(name))
+    )
 
 
 def header_copy(address: str, storage: StorageSection) -> Path:
@@ -69,8 +107,7 @@ def _copied(address: str, storage: StorageSection, watch: Watch, kind: str, get:
     parent, _, name = address.rstrip("/").rpartition("/")
     # Not a private web server, unless the environment allows it: a client of the studio may write the URL.
     source = open_named(parent, storage)
-    digest = hashlib.blake2b(address.rstrip("/").encode(), digest_size=8).hexdigest()
-    target = copies_dir() / kind / digest / name.partition("?")[0]
+    target = _place(address, kind)
     try:
         infos = _found(source, name)
     except Unavailable as error:
@@ -82,6 +119,17 @@ def _copied(address: str, storage: StorageSection, watch: Watch, kind: str, get:
         within = PurePosixPath(info.name).relative_to(name)
         _refresh(source, info, target / within, watch, get)
     return target
+
+
+def copy_path(address: str) -> Path:
+    """The path of the copy of the file or folder at the URL `address`, which need not exist."""
+    return _place(address, "copies")
+
+
+def _place(address: str, kind: str) -> Path:
+    name = address.rstrip("/").rpartition("/")[2].partition("?")[0]
+    digest = hashlib.blake2b(address.rstrip("/").encode(), digest_size=8).hexdigest()
+    return copies_dir() / kind / digest / name
 
 
 def copies_dir() -> Path:
@@ -131,10 +179,14 @@ def _refresh(source: Source, info: ObjectInfo, path: Path, watch: Watch, get: _G
     """Download the object of `info` to `path`, unless that is its copy."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path, watch):
-        note = _Note.read(path)
-        if note and (note.size, note.etag) == (info.size, info.etag) and path.is_file():
-            return
-        get(source, info, path, watch)
+        if not _is_copy(info, path):
+            get(source, info, path, watch)
+
+
+def _is_copy(info: ObjectInfo, path: Path) -> bool:
+    """True if the file at `path` is the copy of the object of `info`."""
+    note = _Note.read(path)
+    return note is not None and (note.size, note.etag) == (info.size, info.etag) and path.is_file()
 
 
 @contextmanager

@@ -358,6 +358,7 @@ class Queue:
             argv=command.argv,
             cwd=str(command.cwd) if command.cwd else None,
             checkout=str(command.checkout or ""),
+            python=command.python or command.argv[0],
             locks=[str(self._lock_of(device)) for device in entry.devices if device in self.devices],
             trainer="" if task.writes_events else task.name,
         )

@@ -62,6 +62,8 @@ class LaunchSpec:
     """The trainer whose `parse` reads the log. Empty: the process writes its own events."""
     checkout: str = ""
     """The checkout whose code it runs, if not ours."""
+    python: str = ""
+    """The Python of that code."""
 
     def to_argument(self) -> str:
         """Return it as one command-line argument."""
@@ -144,7 +146,7 @@ def _event_writer(spec: LaunchSpec, entry: QueueEntry) -> LogEventWriter | None:
         # Requests made to an earlier attempt do not apply to this one.
         request.unlink()
     with _best_effort():
-        versions = versions_of(spec.argv[0], Path(spec.checkout))
+        versions = versions_of(spec.python, Path(spec.checkout))
         return LogEventWriter(
             run_dir, ALL[spec.trainer], entry.devices, resumes=entry.resume, versions=versions
         )

@@ -14,6 +14,7 @@ from flowloom.model_library.requirements import unreadable
 from flowloom.trainers.kohya.arguments import path_in
 from flowloom.trainers.kohya.buckets import impossible
 from flowloom.trainers.kohya.config import Dataset, Hub, ImageFolder, KohyaConfig
+from flowloom.trainers.kohya.copies import is_in_store, store_problems
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import STYLES, script_of, style_of
 from flowloom.trainers.kohya.prompt_options import read_prompt
@@ -26,11 +27,14 @@ def missing_files(config: KohyaConfig) -> Iterator[Problem]:
         if not value and key in facts.needed:
             yield Problem(f"model.{key}", f"is needed for {facts.title}.", "missing")
         yield from _not_there(f"model.{key}", value)
-        if isinstance(value, str) and value and (problem := unreadable(Path(value).expanduser())):
+        is_local = isinstance(value, str) and value and not is_in_store(value)
+        if is_local and (problem := unreadable(Path(value).expanduser())):
             yield Problem(f"model.{key}", problem)
     yield from _not_there("network.network_weights", config.network.network_weights)
     for i, word in enumerate(config.network.network_args):
-        yield from _not_there(f"network.network_args.{i}", path_in(word))
+        place, path = f"network.network_args.{i}", path_in(word)
+        yield from local_problem(place, path) if is_in_store(path) else _not_there(place, path)
+    yield from store_problems(config)
     yield from _missing_data(config)
 
 
@@ -40,14 +44,20 @@ def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
     for i, dataset in enumerate(config.datasets):
         for j, subset in enumerate(dataset.subsets):
             place = f"datasets.{i}.subsets.{j}"
-            # An empty path would be the folder where the studio runs.
-            path = Path(subset.image_dir).expanduser()
-            elsewhere = local_problem(f"{place}.image_dir", subset.image_dir)
-            yield from elsewhere
-            if not elsewhere and not (subset.image_dir and os.path.isdir(path)):  # noqa: PTH112 -- any text
-                yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is not a folder.")
+            yield from _no_folder(f"{place}.image_dir", subset.image_dir)
             for key in STYLES:
                 yield from _not_there(f"{place}.{key}", getattr(subset, key))
+
+
+def _no_folder(place: str, value: str) -> Iterator[Problem]:
+    if is_in_store(value):
+        return
+    elsewhere = local_problem(place, value)
+    yield from elsewhere
+    # An empty path would be the folder where the studio runs.
+    path = Path(value).expanduser()
+    if not elsewhere and not (value and os.path.isdir(path)):  # noqa: PTH112 -- any text
+        yield Problem(place, f"{value!r} is not a folder.")
 
 
 def compatibility_problems(config: KohyaConfig) -> Iterator[Problem]:
@@ -79,6 +89,8 @@ def no_script(config: KohyaConfig) -> Problem:
 
 
 def _not_there(place: str, value: str | None) -> Iterator[Problem]:
+    if is_in_store(value):
+        return
     elsewhere = local_problem(place, value or "")
     yield from elsewhere
     if value and not elsewhere and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from flowloom.json_types import is_sequence
 from flowloom.run.directory import RUN_NAME
 from flowloom.schema import SIMPLE, Section, ui
+from flowloom.storage.base import StorageSection
 
 Family = Literal["sd15", "sdxl", "sd3", "flux", "lumina", "chroma"]
 Count = Annotated[int, Field(ge=0)]
@@ -40,7 +41,7 @@ Resolution = Annotated[
 
 
 class ModelFiles(Section):
-    """The files of the base model."""
+    """The files of the base model: paths, or URLs in a bucket."""
 
     pretrained_model_name_or_path: Annotated[Text, SIMPLE] = ""
     """The network; of SD 1.5 and SDXL the whole checkpoint, or a diffusers folder."""
@@ -64,7 +65,7 @@ class ImageFolder(Section):
     """An image folder with caption files, and its repeats."""
 
     image_dir: Text = ""
-    """Path of the folder."""
+    """Path of the folder, or its URL in a bucket: it is copied before the run starts."""
     num_repeats: Positive = 1
     """Repeats of each image per epoch."""
     class_tokens: Text | None = None
@@ -319,6 +320,8 @@ class KohyaConfig(Section):
     flow: FlowMatching = FlowMatching()
     memory: Memory = Memory()
     saving: Saving = Saving()
+    storage: StorageSection = StorageSection()
+    """Access to buckets with models or images (`s3://`), which are copied before the run starts."""
     hub: Hub = Hub()
     sampling: Sampling = Sampling()
     raw_arguments: Annotated[Text, ui(group="General")] = ""

@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from flowloom.errors import ConfigError, Problem, WeightsError
+from flowloom.errors import ConfigError, Problem, SourceError, WeightsError
 from flowloom.run.preflight import (
     BucketReport,
     Change,
@@ -28,8 +28,10 @@ from flowloom.run.preflight import (
     PreflightReport,
     TimeReport,
 )
+from flowloom.storage.local_copy import copies_dir
 from flowloom.trainers.checkouts import Checkout
 from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.copies import has_images_in_store, missing_bytes, with_headers
 from flowloom.trainers.kohya.files import arguments_of
 from flowloom.trainers.kohya.footprint import (
     LATENT_BYTES,
@@ -98,13 +100,21 @@ def preflight(config: KohyaConfig, asked: Asked) -> PreflightReport:
     )
     if report.problems:
         return report
-    reader = Reader(config.training.seed, lambda ending: _is_readable(config, ending))
-    read = reader.read(config.datasets)
-    report.problems += _some(read.problems)
-    report.data = _data(config, read)
-    report.hints += _hints(config, read)
-    report.time = _time(report.data, asked)
-    _add_space(report, config, read, asked)
+    if has_images_in_store(config):
+        # Their sizes would need a read of each image.
+        report.hints.append("the images are counted when they are copied: steps and buckets are unknown.")
+        read = Found()
+    else:
+        reader = Reader(config.training.seed, lambda ending: _is_readable(config, ending))
+        read = reader.read(config.datasets)
+        report.problems += _some(read.problems)
+        report.data = _data(config, read)
+        report.hints += _hints(config, read)
+        report.time = _time(report.data, asked)
+    try:
+        _add_space(report, config, read, asked)
+    except SourceError as error:
+        report.problems.append(Problem("storage", str(error)))
     spaces = (report.memory, report.disk)
     report.can_run = not report.problems and all(space is None or space.fits for space in spaces)
     return report
@@ -113,7 +123,7 @@ def preflight(config: KohyaConfig, asked: Asked) -> PreflightReport:
 def _add_space(report: PreflightReport, config: KohyaConfig, read: Found, asked: Asked) -> None:
     """Memory and disk, as known from the files' headers."""
     try:
-        weights = Weights.of(config)
+        weights = Weights.of(with_headers(config))
     except WeightsError as error:
         report.hints.append(f"memory and disk space are unknown: {error}")
         return
@@ -122,7 +132,6 @@ def _add_space(report: PreflightReport, config: KohyaConfig, read: Found, asked:
     if not report.memory.fits:
         report.changes, shortfalls = _advise(config, weights, report.memory.free)
         report.hints += shortfalls
-    assert report.data is not None
     report.disk = _disk(config, read, taken, report.data, asked.runs_dir)
     if has_unknown_size(config):
         report.hints.append(f"memory and disk are without the adapter: {UNKNOWN_SIZE}")
@@ -284,15 +293,19 @@ def _free_memory() -> tuple[int, str]:
     return free, "main memory, as there is no card here"
 
 
-def _disk(config: KohyaConfig, read: Found, taken: Footprint, data: DataReport, runs_dir: Path) -> DiskReport:
+def _disk(
+    config: KohyaConfig, read: Found, taken: Footprint, data: DataReport | None, runs_dir: Path
+) -> DiskReport:
     """Checkpoints, states, and caches next to the images if they are on the same disk."""
-    home = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
-    steps, epochs = data.steps or 0, data.epochs or 0
+    home = _existing(runs_dir)
+    steps = (data.steps if data else config.training.max_train_steps) or 0
+    epochs = (data.epochs if data else config.training.max_train_epochs) or 0
     kept = kept_files(config, steps, epochs)
     caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
     parts = {
         "checkpoints": kept * taken.weights,
         "states": kept_states(config, steps, epochs) * taken.state,
+        "copies from the bucket": missing_bytes(config) if _is_same_disk(home, copies_dir()) else 0,
         **caches,
     }
     total, free = sum(parts.values()), shutil.disk_usage(home).free
@@ -306,6 +319,15 @@ def _disk(config: KohyaConfig, read: Found, taken: Footprint, data: DataReport, 
         free=free,
         fits=total <= free,
     )
+
+
+def _existing(path: Path) -> Path:
+    """The folder `path`, or the closest one above it."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
+
+
+def _is_same_disk(home: Path, other: Path) -> bool:
+    return _existing(other).stat().st_dev == home.stat().st_dev
 
 
 def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:

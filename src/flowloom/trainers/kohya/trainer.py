@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from flowloom.trainers.kohya import hooks, log_parser
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
 from flowloom.trainers.kohya.compatibility import compatibility_problems, missing_files, no_script
 from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.copies import needs_copies, with_copies
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
 from flowloom.trainers.kohya.presets import PRESETS
 from flowloom.trainers.missing_packages import missing_packages_of_script
@@ -71,12 +73,12 @@ class Kohya(TrainerBackend):
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
         read = self.resolve(config)
         run_dir.write_run(read, source, trainer=self.name)
-        write_files(read, run_dir.path.absolute())
+        write_files(with_copies(read), run_dir.path.absolute())
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         config = run_dir.read_config_as(KohyaConfig)
         folder = run_dir.path.absolute()
-        write_files(config, folder)
+        write_files(with_copies(config), folder)
         checkout, script = checkout_of(config), script_of(config)
         if script is None:
             raise ConfigError(NAME, [no_script(config)])
@@ -92,7 +94,11 @@ class Kohya(TrainerBackend):
         start = [str(checkout.python), hooks.__file__, str(folder), str(checkout.path), script]
         environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", hooks.BASE: str(base)}
         environment[hooks.BASE_EPOCH] = str(epochs)
-        return Command([*start, *arguments], environment, checkout.path, checkout.path)
+        python = str(checkout.python)
+        if not needs_copies(config):
+            return Command([*start, *arguments], environment, checkout.path, checkout.path, python)
+        first = [sys.executable, "-m", "flowloom.trainers.kohya.start", str(folder), str(checkout.path)]
+        return Command([*first, *start, *arguments], environment, folder, checkout.path, python)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         return log_parser.parse(line)
