@@ -16,6 +16,7 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError
+from flowloom.models.adapters.formats import adapter_content
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from flowloom.tasks import ALL
@@ -69,11 +70,13 @@ def test_comfyui_loads_a_checkpoints_dora_as_it_was_trained(dora_run: RunDir, fi
 
 @pytest.mark.parametrize(("choice", "kept"), [("ema", "ema"), ("raw", "weights")])
 def test_a_dora_is_exported_with_the_scales_that_lycoris_takes(
-    dora_run: RunDir, choice: str, kept: str, tmp_path: Path
+    dora_run: RunDir, choice: str, kept: str, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "kohya.safetensors"
     arguments = ["export", str(dora_run.path), "--format", "kohya", "--weights", choice, "-o", str(out)]
     assert main(arguments) == 0
+    num_layers = sum(name.endswith(".dora_scale") for name in read(out))
+    assert f"verified: {num_layers} layers, as sd-scripts" in capsys.readouterr().err
     exported = read(out)
     for name, tensor in read(dora_run.checkpoint_dir(3) / "state" / f"{kept}.safetensors").items():
         if name.endswith(".dora_scale"):
@@ -92,6 +95,24 @@ def test_an_export_that_needs_the_base_says_so(dora_run: RunDir, tmp_path: Path,
     assert "Name the base model that this DoRA was trained on" in capsys.readouterr().err
     base = dora_run.read_config().model.chroma_path
     assert main([*arguments, "--base", base]) == 0
+
+
+def test_an_export_that_a_program_would_load_otherwise_is_not_written(
+    dora_run: RunDir, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """A writer that forgets alpha, as other trainers have done."""
+
+    def without_alpha(*arguments):
+        tensors, said = adapter_content(*arguments)
+        return {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}, said
+
+    monkeypatch.setattr("flowloom.engine.export.adapter_content", without_alpha)
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(dora_run.path), "--format", "kohya", "-o", str(out)]) != 0
+    error = capsys.readouterr().err
+    assert "does not load in sd-scripts" in error
+    assert "0.333 times as strong" in error
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("verb", ["export", "merge", "sample"])

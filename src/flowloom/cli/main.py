@@ -205,7 +205,8 @@ def _export(arguments: list[str]) -> int:
     if args.format == "merged":
         notes = merge_adapter(args.source, args.base, args.out, args.strength, args.weights)
     else:
-        notes = export_adapter(args.source, args.format, args.out, args.weights, args.base)
+        notes, verified = export_adapter(args.source, args.format, args.out, args.weights, args.base)
+        notes = [*notes, f"verified: {verified.line}"]
     from flowloom.cli.new_run import print_notes
 
     print_notes(notes)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -15,13 +15,23 @@ from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
 from flowloom.model_library.requirements import unfit_adapter, unfit_base
 from flowloom.models.adapters.dora import BaseWeight
-from flowloom.models.adapters.formats import Form, adapter_metadata, save_adapter
+from flowloom.models.adapters.formats import Form, adapter_content, adapter_metadata
 from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import read_adapter
+from flowloom.models.adapters.verify import Verified, rules_for, verify
 from flowloom.models.family import ModelFamily, detect, family_for
-from flowloom.models.weights import open_weights
+from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import versions
 from flowloom.run.model_source import config_around
+
+
+class Exported(NamedTuple):
+    """A written export."""
+
+    notes: list[str]
+    """For the user, on the adapter."""
+    verified: Verified
+    """By the rules of the program that it is for."""
 
 
 def export_adapter(
@@ -30,18 +40,19 @@ def export_adapter(
     out_path: Path,
     weights: Literal["ema", "raw"] = "ema",
     base: Path | None = None,
-) -> list[str]:
+) -> Exported:
     """Write the adapter of `source` (a run, checkpoint or adapter file) in the format `form`.
 
     Args:
         base: the base model, which only some conversions of a DoRA need; None: the run's.
 
     Returns:
-        notes for the user on the adapter.
+        notes for the user on the adapter, and a line on what was verified.
 
     Raises:
         RunError: `source` holds no adapter.
-        WeightsError: the file is no known adapter, or needs a base model that is missing.
+        WeightsError: the file is no known adapter, needs a base model that is missing, or would not load as
+            trained.
     """
     base = base or _base_of(source)
     family = _family(source, base)
@@ -53,8 +64,11 @@ def export_adapter(
         json.loads(metadata.get("flowloom.dataset", "{}")),
     )
     said = adapter_metadata(meta, config, dataset, versions())
-    save_adapter(out_path, form, state, meta, said, _weight_of(base) if base else None)
-    return meta["notes"]
+    rules, weight_of = rules_for(form, meta), _weight_of(base) if base else None
+    tensors, said = adapter_content(form, state, meta, said, weight_of)
+    verified = verify(rules, tensors, state, meta, weight_of)
+    save_weights(out_path, tensors, said)
+    return Exported(meta["notes"], verified)
 
 
 def _base_of(source: Path) -> Path | None:

@@ -49,7 +49,7 @@ class MergeConfig(Section):
 
 
 def _export_problems(config: ExportConfig) -> list[Problem]:
-    problems = [*_source_problems(config), *out_problems(config.out_path)]
+    problems = [*_source_problems(config), *_format_problems(config), *out_problems(config.out_path)]
     return [*problems, *(_base_problems(Path(config.base_path)) if config.base_path else ())]
 
 
@@ -75,6 +75,13 @@ def _source_problems(config: ExportConfig | MergeConfig) -> Iterator[Problem]:
         yield Problem("source_path", unfit)
 
 
+def _format_problems(config: ExportConfig) -> Iterator[Problem]:
+    base = base_of(config)
+    names = detect(base).names if base and base.exists() else None
+    if names and config.form not in names.readers:
+        yield Problem("form", names.without_reader(config.form))
+
+
 def _base_problems(base: Path) -> Iterator[Problem]:
     if not base.exists():
         yield Problem("base_path", f"{base} does not exist.", "not-found")
@@ -88,15 +95,16 @@ def base_of(config: MergeConfig | ExportConfig) -> Path | None:
 
 
 def _export(config: ExportConfig, progress: Progress) -> None:
-    """The result names the file."""
+    """The result names the file and what was verified."""
     from flowloom.engine.export import export_adapter
 
     source = Path(config.source_path)
     out = _out_path(config.out_path, f"{name_of(source)}-{config.form}", progress)
     progress.phase("exporting")
-    for note in export_adapter(source, config.form, out, config.weights, base_of(config)):
+    exported = export_adapter(source, config.form, out, config.weights, base_of(config))
+    for note in exported.notes:
         progress.warn(note)
-    _save_result(out, progress)
+    _save_result(out, progress, verified=exported.verified.line)
 
 
 def _merge(config: MergeConfig, progress: Progress) -> None:
@@ -122,8 +130,8 @@ def _out_path(wanted: str, name: str, progress: Progress) -> Path:
     return out
 
 
-def _save_result(out: Path, progress: Progress) -> None:
-    progress.save_result({"path": str(out.absolute()), "size": out.stat().st_size})
+def _save_result(out: Path, progress: Progress, **more: str) -> None:
+    progress.save_result({"path": str(out.absolute()), "size": out.stat().st_size} | more)
 
 
 EXPORT = FunctionTask(

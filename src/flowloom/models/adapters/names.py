@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from flowloom.models.adapters.key_rules import KeyRules
+
 COMFY_PREFIX, DIFFUSERS_PREFIX = "diffusion_model.", "transformer."
 
 Leaves = Mapping[str, tuple[str, ...]]
@@ -75,10 +77,12 @@ class LoraNames:
         stacks: the blocks, each layer with diffusers' names in the order of its rows.
         outer: layers outside of any block, likewise.
         spec: the start of `modelspec.architecture`, which distinguishes families that share layer names.
+        readers: rules of the programs that an adapter is exported to, by format; each export is verified by
+            them.
         has_diffusers_layers: the network here is diffusers', whose layers are the parts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- one table of a family
         self,
         stacks: Sequence[Stack],
         outer: Leaves,
@@ -86,13 +90,19 @@ class LoraNames:
         title: str,
         spec: str,
         implementation: str,
+        readers: Mapping[str, KeyRules],
         has_diffusers_layers: bool = False,
     ):
         self._stacks, self._outer = stacks, outer
         self.title, self.spec, self.implementation = title, spec, implementation
+        self.readers = readers
         self.has_diffusers_layers = has_diffusers_layers
         self.comfy_prefix = DIFFUSERS_PREFIX if has_diffusers_layers else COMFY_PREFIX
         """ComfyUI reads FLUX's layers by diffusers' names as well, so no layers need to be joined."""
+
+    def without_reader(self, form: str) -> str:
+        """The message that the family's adapters have no format `form`."""
+        return f"{self.title} has no adapters in the format {form}. Use {' or '.join(self.readers)}."
 
     def place_of(self, name: str) -> Place | None:
         """Where the tensor `name` of an adapter's file belongs; None if the family has no such layer."""

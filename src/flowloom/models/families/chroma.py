@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowloom.models.adapters import flux_keys
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.family import (
@@ -66,6 +67,7 @@ NAMES = LoraNames(
     title="Chroma",
     spec="chroma",
     implementation="https://huggingface.co/lodestones/Chroma",
+    readers=flux_keys.CHROMA,
 )
 NETWORK = ModelFile("chroma_path", "Chroma's network", "network", "transformer", frozenset({"chroma"}))
 VAE = ModelFile(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import WeightsError
+from flowloom.models.adapters import flux_keys
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.diffusers_family import DiffusersFamily, count_blocks
@@ -72,6 +73,7 @@ NAMES = LoraNames(
     title="FLUX.1",
     spec="flux-1",
     implementation="https://github.com/black-forest-labs/flux",
+    readers=flux_keys.FLUX1,
     has_diffusers_layers=True,
 )
 # Norms by diffusers' name and the checkpoint's.
