@@ -15,7 +15,7 @@ from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.errors import RunError
 from flowloom.launchers.base import Job, output_of
-from flowloom.launchers.slurm import script
+from flowloom.launchers.slurm import Slurm, script
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine import slurm_cluster as cluster
@@ -226,6 +226,28 @@ def test_an_invalid_configuration_is_rejected_before_anything_is_printed(
     assert "training.lr" in printed.err
     assert main(["launch", "slurm", str(config), "--dry-run", "--node", "2"]) == 2
     assert "there is no option --node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "is_cluster"),
+    [
+        ("sinfo: fatal: Could not establish a configuration source", False),
+        ("slurm_load_partitions: Unable to contact slurm controller (connect failure)", True),
+    ],
+)
+def test_only_a_cluster_that_does_not_answer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, *, is_cluster: bool
+):
+    """Slurm's tools may be installed on a machine that belongs to no cluster."""
+    tool = tmp_path / "sinfo"
+    tool.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    if is_cluster:
+        with pytest.raises(RunError, match="Unable to contact slurm controller"):
+            Slurm().places()
+    else:
+        assert Slurm().places() == []
 
 
 def test_a_tool_that_hangs_is_given_up():

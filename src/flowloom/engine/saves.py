@@ -38,7 +38,7 @@ class Saves:
         self._writing: Future[None] | None = None
         # Training uses the other group meanwhile.
         self._group = SaveGroup()
-        if state.has_shard_files:
+        if state.file_shards:
             group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
             self._group = SaveGroup(group)
         # The checkpoint that the run resumed from is already on disk.
@@ -76,7 +76,7 @@ class Saves:
 
     def _has_room(self) -> bool:
         """True if the host has memory for a copy; otherwise training waits, with a warning the first time."""
-        if not self.state.ranks.is_first or self.state.has_shard_files:
+        if not self.state.ranks.is_first or self.state.file_shards:
             return True
         needed, free = copied_bytes(self.state) - self._buffers.num_bytes, available_bytes()
         has_room = ROOM * needed <= free

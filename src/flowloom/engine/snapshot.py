@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowloom.engine.finite import Numbers
 from flowloom.engine.offload.copies import page_locked
+from flowloom.engine.parallel.shards import FileShards
 from flowloom.engine.state import TrainState
 from flowloom.json_types import is_object
 from flowloom.models.adapters.adapter import Adapter
@@ -110,8 +111,8 @@ def take_snapshot(
         metadata: of the exported files.
         buffers: for a copy of all that training changes. Without them the snapshot is the live state.
     """
-    if state.has_shard_files:
-        return _shards_snapshot(state, metadata, buffers or HostBuffers())
+    if state.file_shards:
+        return _shards_snapshot(state, state.file_shards, metadata, buffers or HostBuffers())
     numbers = numbers_of(state, buffers.copied if buffers and not state.shards else _same)
     if state.shards:
         numbers = _joined(state, numbers)
@@ -136,7 +137,9 @@ def _position(state: TrainState) -> str:
     return json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1)
 
 
-def _shards_snapshot(state: TrainState, metadata: dict[str, str], buffers: HostBuffers) -> Snapshot:
+def _shards_snapshot(
+    state: TrainState, files: FileShards, metadata: dict[str, str], buffers: HostBuffers
+) -> Snapshot:
     numbers = numbers_of(state, buffers.copied)
     buffers.finish(state.precision.device)
     shards: dict[str, Tensor] = {}
@@ -146,7 +149,7 @@ def _shards_snapshot(state: TrainState, metadata: dict[str, str], buffers: HostB
         """Add a part that has the shape of this rank's part of the weight `name`."""
         has_shape = isinstance(part, Tensor) and part.shape == state.parts[name].shape
         if has_shape:
-            shards[key] = state.placed(name, part)
+            shards[key] = files.placed(state.weights[name], part)
         return has_shape
 
     for kind, parts in (("weights", numbers.weights), ("average", numbers.average)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,11 @@ from flowloom.engine.offload.host_weights import HostWeights
 from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.parallel.gradients import Gradients, LocalGradients, gradients_of
 from flowloom.engine.parallel.ranks import ALONE, Ranks
+from flowloom.engine.parallel.shards import FileShards, Shards
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.json_types import is_object
 from flowloom.models.adapters.adapter import Adapter
-
-if TYPE_CHECKING:
-    from flowloom.engine.parallel.deepspeed import ZeroShards
-    from flowloom.engine.parallel.fsdp import Shards
 
 
 class Precision(NamedTuple):
@@ -66,7 +63,7 @@ class Network(NamedTuple):
     """The adapter that is trained in place of the model's weights."""
     streamer: BlockStreamer | None = None
     """Holds weights in host memory."""
-    shards: Shards | ZeroShards | None = None
+    shards: Shards | None = None
     """Set if the weights are sharded over the ranks."""
 
 
@@ -146,13 +143,9 @@ class TrainState:
         return self.shards.whole(weight, part) if self.shards else part
 
     @property
-    def has_shard_files(self) -> bool:
-        """True if each rank writes its part of a checkpoint. Of adapters, the first rank writes all."""
-        return self.shards is not None and self.shards.has_files and self.adapter is None
-
-    def placed(self, name: str, part: Tensor) -> Tensor:
-        """A sharded tensor with the shape of the weight `name`, of which this rank has `part`, on the CPU."""
-        return cast("Shards", self.shards).placed(self.weights[name], part)
+    def file_shards(self) -> FileShards | None:
+        """Set if each rank writes its part of a checkpoint. Of adapters, the first rank writes all."""
+        return self.shards.files if self.shards and self.adapter is None else None
 
     def joined(self, tensor: Tensor) -> Tensor:
         """The whole of a weight, by all ranks at once."""

@@ -35,6 +35,8 @@ SAFE_OPTIONS = frozenset({
     *("mem", "mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "partition", "priority", "qos", "reservation"),
     "time",
 })  # fmt: skip
+NO_CLUSTER = "establish a configuration source"
+"""In the error of Slurm's tools on a machine that has them but belongs to no cluster."""
 _OPTION_NAME = re.compile(r"[a-z][a-z-]*")
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"})
@@ -79,6 +81,10 @@ class Slurm:
         try:
             names = output_of(["sinfo", "--noheader", "--format=%R"]).split()
         except ToolMissing:
+            return []
+        except ToolRefused as error:
+            if NO_CLUSTER not in str(error):
+                raise
             return []
         return [f"slurm:{name}" for name in dict.fromkeys(names)]
 

@@ -78,8 +78,6 @@ def open_deepspeed(device: torch.device) -> Any:
 class ZeroShards:
     """Whole weights on each rank, with sharded optimizer states (stages 1 and 2); see `Shards`."""
 
-    has_files: ClassVar = False
-    """The first rank writes the parts of all."""
     _extent: ClassVar = "full"
     """Of the states that DeepSpeed's functions read and write."""
 
@@ -87,8 +85,11 @@ class ZeroShards:
         self._model, self._ranks, self._settings = model, ranks, settings
         self._training: ZeroTraining | None = None
 
+    @property
+    def files(self) -> None:
+        """None: the first rank writes the parts of all."""
+
     def parts(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """This rank's part of each weight: all of it."""
         return dict(weights)
 
     def connect(
@@ -97,33 +98,27 @@ class ZeroShards:
         parts: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
     ) -> tuple[Gradients, torch.optim.Optimizer]:
-        """The gradients of the weights in `trained`, and what replaces the `optimizer` of `parts`."""
         if self._training is None:
             weights = {id(part): trained[name] for name, part in parts.items() if name in trained}
             self._training = ZeroTraining(self, self._model, optimizer, weights, self._settings)
         return self._training, cast("torch.optim.Optimizer", self._training)
 
     def local(self, tensor: Tensor) -> Tensor:
-        """This rank's part of a weight or its gradient."""
         return tensor
 
     def whole(self, weight: nn.Parameter, part: Tensor) -> Tensor:  # noqa: ARG002 -- for partitions
-        """All parts of a tensor with the shape of `weight`, on the CPU. Called by all ranks at once."""
         return part.to("cpu", copy=True) if self._ranks.is_first else part
 
     def joined(self, tensor: Tensor) -> Tensor:
-        """All parts of a sharded tensor, on the CPU. Called by all ranks at once."""
         return tensor.detach().cpu()
 
     def part_of(self, weight: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002 -- for partitions
-        """This rank's part of a tensor with the shape of `weight`."""
         return whole
 
     def reshard(self) -> None:
-        """Free gathered weights."""
+        """Nothing: all weights are whole."""
 
     def renew(self) -> None:
-        """Take over weights that were loaded. Called by all ranks at once."""
         self.reshard()
         if self._training:
             self._training.refresh()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.memory import streamed_blocks
 from flowloom.engine.parallel.ranks import Ranks
+from flowloom.engine.parallel.shards import FileShards
 from flowloom.engine.state import Precision
 from flowloom.engine.trainable import trainable_names, trained_names
 from flowloom.models.family import family_for
@@ -38,11 +39,8 @@ PREFETCHED = 2
 META = torch.device("meta")
 
 
-class Shards:
-    """The weights of a network that is sharded over the ranks; names are those of its parameters."""
-
-    has_files: ClassVar = True
-    """Each rank writes its parts of a checkpoint."""
+class FsdpShards:
+    """The weights of a network under FSDP2; see `Shards`. Each rank writes its parts of a checkpoint."""
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh):
         self._model = cast("FSDPModule", model)
@@ -54,8 +52,12 @@ class Shards:
         )
         self._place, self._num = self._group.rank(), self._group.size()
 
+    @property
+    def files(self) -> FileShards:
+        return self
+
     def parts(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """This rank's part of each weight, sharing its memory: a plain tensor of some rows, perhaps none."""
+        """Plain tensors of some rows, perhaps none."""
         return {
             name: nn.Parameter(_part(weight.detach()), requires_grad=False)
             for name, weight in weights.items()
@@ -67,16 +69,13 @@ class Shards:
         parts: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
     ) -> tuple[ShardedGradients, torch.optim.Optimizer]:
-        """The gradients of the weights in `trained`, whose parts are in `parts`; and their optimizer."""
         pairs = [(weight, parts[name]) for name, weight in trained.items()]
         return ShardedGradients(self._model, self._group, pairs), optimizer
 
     def local(self, tensor: Tensor) -> Tensor:
-        """This rank's part of a weight or its gradient."""
         return _part(tensor)
 
     def whole(self, weight: nn.Parameter, part: Tensor) -> Tensor:
-        """All parts of a tensor with the shape of `weight`, on the CPU. Called by all ranks at once."""
         sharded = cast("DTensor", weight)
         if part.shape != _part(weight).shape:
             return part  # such as the number of updates
@@ -91,7 +90,6 @@ class Shards:
         return self.joined(whole)
 
     def placed(self, weight: nn.Parameter, part: Tensor) -> Tensor:
-        """A tensor with the shape of `weight`, of which this rank has `part`, on the CPU."""
         sharded = cast("DTensor", weight)
         return DTensor.from_local(
             part,
@@ -103,11 +101,9 @@ class Shards:
         )
 
     def joined(self, tensor: Tensor) -> Tensor:
-        """All parts of a sharded tensor, on the CPU. Called by all ranks at once."""
         return cast("DTensor", tensor).full_tensor().cpu()
 
     def part_of(self, weight: nn.Parameter, whole: Tensor) -> Tensor:
-        """This rank's part of a tensor with the shape of `weight`, in the number format of `whole`."""
         if whole.shape != weight.shape:
             return whole
         num_rows = -(-len(whole) // self._num)
@@ -119,7 +115,6 @@ class Shards:
             module.reshard()
 
     def renew(self) -> None:
-        """Take over which weights are trained now. Called by all ranks at once."""
         for module in self._modules:
             module.unshard()
             module.reshard()
@@ -157,7 +152,7 @@ class ShardedGradients:
 
 def shard_network(
     config: RunConfig, ranks: Ranks, precision: Precision, attach: Callable[[nn.Module], T]
-) -> tuple[nn.Module, T, Shards]:
+) -> tuple[nn.Module, T, FsdpShards]:
     """The network of `config`, sharded over the ranks; and what `attach` made of it before.
 
     Until a block is sharded, its weights are views of the file: pages of memory that the ranks of a machine
@@ -191,7 +186,7 @@ def shard_network(
     # Each pass gathers weights from all ranks, so all of them must make equally many.
     unchecked: Any = model
     unchecked.is_single_pass = True
-    return model, attached, Shards(model, mesh)
+    return model, attached, FsdpShards(model, mesh)
 
 
 def _on_host(config: RunConfig, model: nn.Module, blocks: Sequence[nn.Module]) -> set[nn.Module]:
