@@ -116,7 +116,7 @@ class ZeroShards:
         return whole
 
     def reshard(self) -> None:
-        """Nothing: all weights are whole."""
+        """Nothing: each rank has all of every weight."""
 
     def renew(self) -> None:
         self.reshard()
