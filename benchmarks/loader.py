@@ -80,7 +80,7 @@ def flows_rule(path: Path) -> Iterator[tuple[list[int], Any]]:
             return len(plan)
 
         def __getitem__(self, number: int) -> Any:
-            rows, size = plan[number].rows.tolist(), loader.dataset.sizes[plan[number].bucket]
+            rows, size = plan[number].rows.tolist(), loader.dataset.buckets[plan[number].bucket].size
 
             def load(row: int) -> torch.Tensor:
                 pixels = torch.from_numpy(cover(path.parent / names[row], size).copy())

@@ -1,4 +1,4 @@
-"""Suffixes of image files, in lower case, for every part that reads, lists or shows them."""
+"""Suffixes of image and video files, in lower case, for every part that reads, lists or shows them."""
 
 COMMON_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Previews, and the formats that FLOW tries in this order if the file of a row is missing."""
@@ -9,6 +9,11 @@ IMAGE_SUFFIXES = frozenset({
     ".jpe", ".jfif", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff", ".svg",
 })  # fmt: skip
 """All images of a dataset, also in formats that are reported because they cannot be decoded."""
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp",
+    ".ogv",
+)  # fmt: skip
+"""All videos of a dataset."""
 MEDIA_TYPES = {
     ".png": "image/png",
     ".webp": "image/webp",

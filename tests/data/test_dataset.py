@@ -179,7 +179,7 @@ def test_batches_by_tokens_cost_about_the_same(tmp_path: Path) -> None:
     dataset = load_dataset(config_of(first, batching={"batch_tokens": 200}))
     plan = dataset.plan(1, 0, 0)
     costs = {(64, 64): 20, (128, 128): 68}
-    totals = [len(plan[i].rows) * costs[dataset.sizes[plan[i].bucket]] for i in range(len(plan))]
+    totals = [len(plan[i].rows) * costs[dataset.buckets[plan[i].bucket].size] for i in range(len(plan))]
     assert max(totals) == 200
     assert sum(total < 200 - 68 for total in totals) <= 2
     assert sorted(plan.rows.tolist()) == list(range(100))

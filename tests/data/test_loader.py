@@ -153,7 +153,7 @@ def test_each_row_has_one_of_several_resolutions(tmp_path: Path, ten: list[dict[
         "resolution_step": 16,
     }
     dataset = load_dataset(RunConfig.model_validate({"dataloader": config}))
-    widths = np.array([dataset.sizes[bucket][0] for bucket in dataset.row_buckets])
+    widths = np.array([dataset.buckets[bucket].width for bucket in dataset.row_buckets])
     assert 60 < (widths == 64).sum() < 140
     assert set(widths) == {64, 128}
 

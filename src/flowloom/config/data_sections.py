@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from flowloom.config.flow_format.sections import Fraction, Masks, Period, Pixels, Resolutions, Tokens
-from flowloom.schema import Section
+from flowloom.schema import Section, ui
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -42,6 +42,16 @@ class DatasetSection(Section):
     """Folder with a mask image for each image."""
     unmasked_weight: Fraction = 0.0
     """Loss weight outside the mask; inside it is 1."""
+
+
+class VideoSection(Section):
+    """Clips, for models that train on video."""
+
+    num_frames: list[Period] = []
+    """Frames of the clips, 4n + 1 for Wan; of several numbers, each clip uses the largest that it has. Empty:
+    the number that the model was made for."""
+    fps: Annotated[float, Field(gt=0, le=1000), ui(unit="frames/s")] | None = None
+    """Frame rate that clips are resampled to; null: the one that the model was made for."""
 
 
 class BatchingSection(Section):

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from flowloom import loggers as logger_parts
 from flowloom import optimizers as optimizer_parts
-from flowloom.config.data_sections import BatchingSection, DatasetSection
+from flowloom.config.data_sections import BatchingSection, DatasetSection, VideoSection
 from flowloom.config.device_sections import MemorySection, ParallelSection
 from flowloom.config.flow_format.sections import (
     Count,
@@ -271,6 +271,7 @@ class RunConfig(Section):
     datasets: list[DatasetSection] = []
     """More datasets, in addition to that of `dataloader`, if it names a JSONL."""
     batching: BatchingSection = BatchingSection()
+    video: VideoSection = VideoSection()
     model: ModelSection = ModelSection()
     lora: LoraSection | None = None
     method: MethodSection = MethodSection()

@@ -1,9 +1,9 @@
-"""Aspect-ratio buckets by FLOW's rule."""
+"""Aspect-ratio buckets by FLOW's rule, and the number of frames of clips."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,24 @@ LEFT_OUT = -1
 CELLS_PER_UNIT = 4096
 """Cells per unit of aspect ratio; a power of two, so that the cell of a ratio is exact."""
 _COMPARE = -2
+Size = tuple[int, int]
+
+
+class Bucket(NamedTuple):
+    """What samples are cropped to."""
+
+    width: int
+    height: int
+    num_frames: int = 1
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.width, self.height
+
+    def __str__(self) -> str:
+        frames = f"x{self.num_frames}" if self.num_frames > 1 else ""
+        return f"{self.width}x{self.height}{frames}"
 
 
 def make_buckets(base: int, step: int, cutoff: float) -> list[tuple[int, int]]:
@@ -57,6 +75,26 @@ def assign(
     undecided = np.flatnonzero(assigned == _COMPARE)
     assigned[undecided] = _compare(ratios[undecided], borders, cutoff)
     return assigned
+
+
+def assign_frames(
+    num_frames: NDArray[np.int32], fps: NDArray[np.float32], lengths: Sequence[int], rate: float
+) -> NDArray[np.int64]:
+    """Number of frames that each row is trained with: the most of `lengths` that its clip has at `rate`.
+
+    Args:
+        num_frames: (N,) frames of each clip; 0: an image; negative: unknown, taken to be enough.
+        fps: (N,) frame rate that `num_frames` counts; 0: `rate`.
+
+    Returns:
+        (N,) int64; 1 for images; LEFT_OUT for clips shorter than all `lengths`.
+    """
+    choices = np.array(sorted(lengths), np.int64)
+    own = np.where(fps > 0, fps, rate).astype(np.float64)
+    # As data/video/decode.py counts them. The frame rate is rounded in the index.
+    available = np.floor(num_frames * (rate / own) + 0.5 + 1e-4)
+    fitting = np.searchsorted(choices, np.where(num_frames < 0, choices[-1], available), side="right") - 1
+    return np.where(num_frames == 0, 1, np.where(fitting < 0, LEFT_OUT, choices[fitting]))
 
 
 def _compare(ratios: NDArray[np.float64], borders: NDArray[np.float64], cutoff: float) -> NDArray[np.int64]:

@@ -6,19 +6,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowloom.config.data_sections import DatasetSection
 from flowloom.config.run import RunConfig
-from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
+from flowloom.data.buckets import LEFT_OUT, Bucket, Size, assign, assign_frames, make_buckets
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
 from flowloom.data.order import BatchingOptions, EpochPlan, plan_epoch
+from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.models.family import family_for, image_tokens
 
-Size = tuple[int, int]
+__all__ = ["Bucket", "ClipRules", "Dataset", "DatasetSource", "Size", "dataset_sources", "repeats_of"]
 
 CHARS_PER_TOKEN = 3.5
 """Average of captions with T5's tokenizer: slightly more for English prose, slightly less for tags."""
@@ -88,13 +89,49 @@ def _additional_source(section: DatasetSection, first: DatasetSource, sizes: dic
     )
 
 
+class ClipRules(NamedTuple):
+    """The clips of a run that trains on video."""
+
+    lengths: tuple[int, ...]
+    """Numbers of frames, ascending."""
+    fps: float
+    frames_per_latent: int
+    """Frames of each plane of latents after the first."""
+
+    def planes(self, num_frames: int) -> int:
+        """Planes of latents of a clip."""
+        return (num_frames - 1) // self.frames_per_latent + 1
+
+
+def clip_rules(config: RunConfig) -> ClipRules | None:
+    """The clips that `config` trains on; None if its model trains on images only.
+
+    Raises:
+        ConfigError: the autoencoder does not encode this number of frames.
+    """
+    family = family_for(config.model)
+    defaults = family.defaults.clips
+    if defaults is None:
+        return None
+    lengths = tuple(sorted(set(config.video.num_frames) or {defaults.num_frames}))
+    rules = ClipRules(lengths, config.video.fps or defaults.fps, defaults.frames_per_latent)
+    step = rules.frames_per_latent
+    for length in lengths:
+        if (length - 1) % step:
+            nearest = (length - 1) // step * step + 1
+            hint = f"Set it to {nearest} or {nearest + step}."
+            message = f"is {length}; {family.title} encodes {step}n + 1 frames."
+            raise ConfigError("the configuration", [Problem("video.num_frames", message, hint=hint)])
+    return rules
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Rows with their buckets, or the part to train or validate: other rows have the bucket LEFT_OUT."""
 
     sources: list[DatasetSource]
     metadata: Rows
-    sizes: list[Size]
+    buckets: list[Bucket]
     batch_sizes: NDArray[np.int64]
     """For each bucket; 0: the loader's batch size."""
     row_buckets: NDArray[np.int64]
@@ -104,19 +141,27 @@ class Dataset:
     skipped_limit: float
     dummy_image: bool
     held_out: NDArray[np.bool_]
+    clips: ClipRules | None = None
+    """None: a dataset of images for a model that trains on images only."""
 
     @classmethod
     def from_sources(cls, sources: list[DatasetSource], config: RunConfig) -> Dataset:
         """`sources` as one dataset; `flowloom.datasets.load` resolves folders of images first.
 
         Raises:
-            DataError: a JSONL cannot be read, or too many rows cannot be used.
+            DataError: a JSONL cannot be read, too many rows cannot be used, or it has videos and the model
+                trains on images only.
+            ConfigError: the model does not take this number of frames.
         """
-        limits = config.limits
+        limits, clips = config.limits, clip_rules(config)
         parts = [read_metadata(source.path) for source in sources]
+        if clips is None:
+            for part in parts:
+                _check_images_only(part, family_for(config.model).title)
         metadata = parts[0] if len(parts) == 1 else JoinedMetadata(parts)
         red, green, blue = bytes.fromhex(limits.background[1:])
-        sizes, batch_sizes, row_buckets = _assign_buckets(sources, parts, config.training.master_seed)
+        seed = config.training.master_seed
+        buckets, batch_sizes, row_buckets = _assign_buckets(sources, parts, seed, clips)
         held_out = _held_out(metadata, config.validation.share)
         counts = [
             int(np.count_nonzero(is_used))
@@ -126,12 +171,12 @@ class Dataset:
         dataset = cls(
             sources=sources,
             metadata=metadata,
-            sizes=sizes,
+            buckets=buckets,
             batch_sizes=batch_sizes,
             row_buckets=row_buckets,
             batching=BatchingOptions(
                 repeats=np.repeat(repeats, [len(part) for part in parts]) if set(repeats) != {1.0} else None,
-                row_costs=_costs(metadata, sizes, row_buckets, config),
+                row_costs=_costs(metadata, buckets, row_buckets, config),
                 max_cost=config.batching.batch_tokens or 0,
                 packs=config.batching.pack_aspect_ratios,
             ),
@@ -140,6 +185,7 @@ class Dataset:
             skipped_limit=limits.skipped_percentage,
             dummy_image=config.dataloader.dummy_image,
             held_out=held_out,
+            clips=clips,
         )
         dataset.check_skipped({})
         return dataset
@@ -184,8 +230,11 @@ class Dataset:
         """Reason why no row is trained, with a hint; for an empty dataset."""
         num_rows, num_held_out = len(self.metadata), int(np.count_nonzero(self.held_out))
         cutoff = max(source.ratio_cutoff for source in self.sources)
+        shapes = f"wider or taller than {cutoff:g} to 1 (ratio_cutoff)"
+        if self.clips:
+            shapes += f" or clips of fewer than {self.clips.lengths[0]} frames (video.num_frames)"
         reasons = [
-            f"{num_rows - num_held_out:,} are wider or taller than {cutoff:g} to 1 (ratio_cutoff)",
+            f"{num_rows - num_held_out:,} are {shapes}",
             f"{num_held_out:,} are held out (validation.share)",
         ]
         listed = ", ".join(reasons[: 1 + bool(num_held_out)])
@@ -214,12 +263,12 @@ class Dataset:
     def summary(self) -> dict[str, Any]:
         """Description of the training data for a checkpoint."""
         used = self.row_buckets[self.row_buckets != LEFT_OUT]
-        counts = np.bincount(used, minlength=len(self.sizes))
+        counts = np.bincount(used, minlength=len(self.buckets))
         buckets: dict[str, int] = {}
-        for (w, h), n in zip(self.sizes, counts.tolist(), strict=True):
+        for bucket, n in zip(map(str, self.buckets), counts.tolist(), strict=True):
             if n:
                 # Datasets with different batch sizes have separate buckets of one size.
-                buckets[f"{w}x{h}"] = buckets.get(f"{w}x{h}", 0) + n
+                buckets[bucket] = buckets.get(bucket, 0) + n
         summary = {
             "file": self.path.name,
             "rows": len(used),
@@ -258,47 +307,61 @@ def _by_source(rows: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[A
     yield from np.split(rows, np.cumsum(lengths)[:-1])
 
 
-def _assign_buckets(
-    sources: Sequence[DatasetSource], parts: Sequence[Rows], seed: int
-) -> tuple[list[Size], NDArray[np.int64], NDArray[np.int64]]:
-    """All bucket sizes, their batch sizes, and the bucket of each row.
+def _check_images_only(rows: Rows, model: str) -> None:
+    videos = np.flatnonzero(rows.num_frames)
+    if len(videos):
+        row = rows.row(int(videos[0]))
+        raise DataError(
+            f"{rows.path}:{row.line}: {row.filename} is a video, and so are {len(videos) - 1:,} other rows; "
+            f"{model} trains on images only. Remove these rows, or choose a model that trains on video."
+        )
 
-    With several base resolutions, one is drawn for each row. Sources share buckets of the same size and
-    batch size.
+
+def _assign_buckets(
+    sources: Sequence[DatasetSource], parts: Sequence[Rows], seed: int, clips: ClipRules | None = None
+) -> tuple[list[Bucket], NDArray[np.int64], NDArray[np.int64]]:
+    """All buckets, their batch sizes, and the bucket of each row.
+
+    With several base resolutions, one is drawn for each row. Sources share buckets of the same size, number
+    of frames and batch size.
     """
-    sizes: list[Size] = []
-    batch_sizes: list[int] = []
+    lengths = sorted({1, *(clips.lengths if clips else ())})
+    known: list[tuple[Bucket, int]] = []
     row_buckets: list[NDArray[np.int64]] = []
     for i, (source, part) in enumerate(zip(sources, parts, strict=True)):
         draw = np.random.default_rng([seed & 0xFFFFFFFF, 1, *([i] if i else [])])
         drawn = draw.integers(len(source.base_resolution), size=len(part))
-        known = {key: number for number, key in enumerate(zip(sizes, batch_sizes, strict=True))} if i else {}
+        frames = assign_frames(part.num_frames, part.fps, clips.lengths, clips.fps) if clips else None
         assigned = np.full(len(part), LEFT_OUT)
+        earlier = {key: number for number, key in enumerate(known)} if i else {}
         for j, (base, batch_size) in enumerate(zip(source.base_resolution, source.batch_sizes, strict=True)):
-            buckets = make_buckets(base, source.resolution_step, source.ratio_cutoff)
-            numbers = []
-            for size in buckets:
-                number = known.get((size, batch_size), len(sizes))
-                numbers.append(number)
-                if number == len(sizes):
-                    sizes.append(size)
-                    batch_sizes.append(batch_size)
+            sizes = make_buckets(base, source.resolution_step, source.ratio_cutoff)
             chosen = drawn == j
-            nearest = assign(part.widths[chosen], part.heights[chosen], buckets, source.ratio_cutoff)
-            assigned[chosen] = np.array([*numbers, LEFT_OUT])[nearest]
+            nearest = assign(part.widths[chosen], part.heights[chosen], sizes, source.ratio_cutoff)
+            for length in lengths:
+                keys = [(Bucket(*size, length), batch_size) for size in sizes]
+                added = [key for key in keys if key not in earlier]
+                new = {key: len(known) + number for number, key in enumerate(added)}
+                known += added
+                numbers = np.array([*(earlier.get(key, new.get(key)) for key in keys), LEFT_OUT])
+                has_length = True if frames is None else frames[chosen] == length
+                assigned[chosen] = np.where(has_length, numbers[nearest], assigned[chosen])
         row_buckets.append(assigned)
     joined = np.concatenate(row_buckets) if len(row_buckets) > 1 else row_buckets[0]
-    return sizes, np.array(batch_sizes), joined
+    return [bucket for bucket, _ in known], np.array([size for _, size in known]), joined
 
 
 def _costs(
-    metadata: Rows, sizes: Sequence[Size], row_buckets: NDArray[np.int64], config: RunConfig
+    metadata: Rows, buckets: Sequence[Bucket], row_buckets: NDArray[np.int64], config: RunConfig
 ) -> NDArray[np.int64] | None:
     """Approximate tokens of each row, with its caption; None unless `batch_tokens` sets the batch sizes."""
     if not config.batching.batch_tokens:
         return None
     family = family_for(config.model)
-    tokens = np.array([image_tokens(family, w * h) for w, h in sizes])[row_buckets]
+    rules = clip_rules(config)
+    planes = [rules.planes(bucket.num_frames) if rules else 1 for bucket in buckets]
+    of_bucket = [n * image_tokens(family, b.width * b.height) for n, b in zip(planes, buckets, strict=True)]
+    tokens = np.array(of_bucket)[row_buckets]
     text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
     return tokens + np.minimum(text_tokens, config.model.max_text_tokens)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from flowloom.data.buckets import LEFT_OUT
+from flowloom.data.buckets import LEFT_OUT, Bucket
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import Dataset, Size
 from flowloom.data.fetch.fetcher import Fetch
@@ -22,6 +22,7 @@ from flowloom.data.images.masks import load_mask
 from flowloom.data.metadata import Row
 from flowloom.data.order import EpochPlan, RowBatch, rank_parts
 from flowloom.data.prefetch import in_background
+from flowloom.data.video.decode import Clip, load_clip
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.base import shown
 
@@ -46,7 +47,7 @@ class Sample:
     caption: str
     loss_weight: float
     pixels: NDArray[np.uint8] | None
-    """(h, w, 3), or None if the image is cached."""
+    """(h, w, 3), or (f, h, w, 3) for a model that trains on video; None if the latents are cached."""
     mask: NDArray[np.uint8] | None = None
     """(h, w), 255 for the full loss weight; None: full weight everywhere."""
     dataset: int = 0
@@ -81,6 +82,13 @@ class SampleBatch:
     """Number of `samples` in each update of the global batch; may be 0 on this rank."""
     joins_next: bool = False
     """True if the next batch, of another bucket, belongs to the same update."""
+    num_frames: int = 1
+    """Frames of each sample; 1 for images."""
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket of all samples."""
+        return Bucket(*self.size, self.num_frames)
 
 
 @dataclass(frozen=True)
@@ -186,8 +194,8 @@ class Loader:
                         started.append(self._start(pool, _PendingBatch(self._plan(at[0]), *at)))
                     while started and len(decoding) <= self.prefetch:
                         batch = started.popleft()
-                        size = self.dataset.sizes[batch.bucket]
-                        batch.samples.extend(pool.submit(self._load, row, size) for row in batch.rows)
+                        bucket = self.dataset.buckets[batch.bucket]
+                        batch.samples.extend(pool.submit(self._load, row, bucket) for row in batch.rows)
                         decoding.append(batch)
                     if not decoding:
                         return
@@ -199,30 +207,32 @@ class Loader:
                         _cancel_fetch(row)
 
     def _start(self, pool: ThreadPoolExecutor, batch: _PendingBatch) -> _PendingBatch:
-        size = self.dataset.sizes[batch.bucket]
+        bucket = self.dataset.buckets[batch.bucket]
         parts = batch.parts(self.updates_per_batch, self.rank, self.world_size)
         rows = np.concatenate([part.rows for part in parts]).tolist()
         showings = np.concatenate([part.showings for part in parts]).tolist()
         pairs = zip(rows, showings, strict=True)
-        batch.rows.extend(pool.submit(self._start_row, row, showing, size) for row, showing in pairs)
+        batch.rows.extend(pool.submit(self._start_row, row, showing, bucket) for row, showing in pairs)
         return batch
 
-    def _start_row(self, index: int, showing: int, size: Size) -> _StartedRow | Skipped:
+    def _start_row(self, index: int, showing: int, bucket: Bucket) -> _StartedRow | Skipped:
         data = self.dataset
         try:
             row = data.metadata.row(index)
         except DataError as error:
             return Skipped(int(data.metadata.lines[index]), "", str(error))
         source = data.source_of(row)
-        if data.dummy_image or not self.images.is_remote(row, source.folder):
+        # A video is read in blocks while it is decoded.
+        if data.dummy_image or row.is_clip or not self.images.is_remote(row, source.folder):
             return _StartedRow(row, showing, None)
         try:
-            needs_image = source.mask == "alpha" or not self.latents.has((index, size))
+            needs_image = source.mask == "alpha" or not self.latents.has((index, bucket))
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         return _StartedRow(row, showing, self.images.prefetch(row, source.folder) if needs_image else None)
 
     def _collect(self, batch: _PendingBatch) -> SampleBatch:
+        bucket = self.dataset.buckets[batch.bucket]
         results = [future.result() for future in batch.samples]
         usable = iter([isinstance(result, Sample) for result in results])
         parts = batch.parts(self.updates_per_batch, self.rank, self.world_size)
@@ -230,22 +240,23 @@ class Loader:
         return SampleBatch(
             epoch=batch.epoch,
             index=batch.number,
-            size=self.dataset.sizes[batch.bucket],
+            size=bucket.size,
+            num_frames=bucket.num_frames,
             samples=[result for result in results if isinstance(result, Sample)],
             skipped=[result for result in results if isinstance(result, Skipped)],
             update_sizes=update_sizes,
             joins_next=batch.plan.joins_next(batch.number),
         )
 
-    def _load(self, future: Future[_StartedRow | Skipped], size: Size) -> Sample | Skipped:
+    def _load(self, future: Future[_StartedRow | Skipped], bucket: Bucket) -> Sample | Skipped:
         started = future.result()
         if isinstance(started, Skipped):
             return started
         row = started.row
         try:
-            (latents,) = self.latents.get([(row.index, size)])
-            is_cached = latents is not None or self.latents.has((row.index, size))
-            pixels, mask = self._image(started, size, needs_pixels=not is_cached)
+            (latents,) = self.latents.get([(row.index, bucket)])
+            is_cached = latents is not None or self.latents.has((row.index, bucket))
+            pixels, mask = self._media(started, bucket, needs_pixels=not is_cached)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         finally:
@@ -264,22 +275,27 @@ class Loader:
             showing=started.showing,
         )
 
-    def _image(
-        self, started: _StartedRow, size: Size, *, needs_pixels: bool
+    def _media(
+        self, started: _StartedRow, bucket: Bucket, *, needs_pixels: bool
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-        """The pixels if needed, and the mask if the dataset has any."""
+        """The pixels if needed, and the mask if the dataset has any. A video has no alpha channel."""
         data, row = self.dataset, started.row
         source = data.source_of(row)
+        frames = (bucket.num_frames,) if data.clips else ()
         if data.dummy_image:
-            return np.zeros((size[1], size[0], 3), np.uint8) if needs_pixels else None, None
-        content = None
-        if needs_pixels or source.mask == "alpha":
+            shape = (*frames, bucket.height, bucket.width, 3)
+            return np.zeros(shape, np.uint8) if needs_pixels else None, None
+        content = pixels = mask = None
+        if not row.is_clip and (needs_pixels or source.mask == "alpha"):
             content = self.images.get(row, source.folder, started.fetch)
-        pixels = mask = None
-        if needs_pixels and content is not None:
-            pixels = load_image(content, size, data.background, data.max_megapixels)
-        if source.mask != "none":
-            mask = load_mask(source, row, content, size, data.max_megapixels)
+        if needs_pixels and data.clips and row.is_clip:
+            clip = Clip(row.start_s, data.clips.fps)
+            pixels = load_clip(self.images.open_video(row, source.folder), clip, bucket, data.max_megapixels)
+        elif needs_pixels and content is not None:
+            pixels = load_image(content, bucket.size, data.background, data.max_megapixels)
+            pixels = pixels.reshape(*frames, *pixels.shape)
+        if source.mask == "folder" or (source.mask == "alpha" and not row.is_clip):
+            mask = load_mask(source, row, content, bucket.size, data.max_megapixels)
         return pixels, mask
 
 

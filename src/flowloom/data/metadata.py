@@ -43,6 +43,17 @@ class Row:
     """Number of its dataset."""
     references: tuple[str, ...] = ()
     """Files of the images that its image was edited from, named like `filename`."""
+    start_s: float = 0.0
+    """Start of a clip in its video, in seconds."""
+    num_frames: int = 0
+    """Frames of a clip at `fps`; 0: an image; UNKNOWN_FRAMES: a video whose row does not give it."""
+    fps: float = 0.0
+    """Frame rate that `num_frames` counts; 0: the run's."""
+
+    @property
+    def is_clip(self) -> bool:
+        """True if the file is a video."""
+        return self.num_frames != 0
 
 
 class Rows(Protocol):
@@ -64,6 +75,10 @@ class Rows(Protocol):
     def caption_chars(self) -> NDArray[np.int32]: ...
     @property
     def num_references(self) -> NDArray[np.int32]: ...
+    @property
+    def num_frames(self) -> NDArray[np.int32]: ...
+    @property
+    def fps(self) -> NDArray[np.float32]: ...
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row:
@@ -82,6 +97,8 @@ class Metadata:
         self.lines: NDArray[np.int64] = columns["line"]
         self.caption_chars: NDArray[np.int32] = columns["caption_chars"]
         self.num_references: NDArray[np.int32] = columns["num_references"]
+        self.num_frames: NDArray[np.int32] = columns["num_frames"]
+        self.fps: NDArray[np.float32] = columns["fps"]
         self.problems = problems
         self._offsets: NDArray[np.int64] = columns["offset"]
         self._lengths: NDArray[np.int32] = columns["length"]
@@ -120,6 +137,9 @@ class Metadata:
             loss_weight=loss_weight,
             more_captions=tuple(more),
             references=references_of(fields),
+            start_s=float(fields.get("start_s") or 0),
+            num_frames=row.num_frames,
+            fps=row.fps,
         )
 
     def _changed(self, line: int) -> DataError:
@@ -175,6 +195,16 @@ class JoinedMetadata:
     def num_references(self) -> NDArray[np.int32]:
         """Images that the image was edited from."""
         return self._column("num_references")
+
+    @property
+    def num_frames(self) -> NDArray[np.int32]:
+        """Frames of a clip, as in `Row`."""
+        return self._column("num_frames")
+
+    @property
+    def fps(self) -> NDArray[np.float32]:
+        """Frame rate that `num_frames` counts; 0: the run's."""
+        return self._column("fps")
 
     def _column(self, name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in self.parts])

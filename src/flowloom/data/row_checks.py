@@ -8,9 +8,17 @@ from typing import Any, cast
 
 import orjson
 
+from flowloom.image_suffixes import VIDEO_SUFFIXES
+
 MAX_SIDE = 1_000_000
 """Maximum width and height in pixels."""
 CAPTION, IS_TAGS, REFERENCES = "caption_or_tags", "is_tag_based", "references"
+MAX_FRAMES = 100_000_000
+"""Maximum number of frames of a clip."""
+MAX_FPS = 1000.0
+"""Maximum frame rate of a clip."""
+UNKNOWN_FRAMES = -1
+"""Number of frames of a video whose row does not give it."""
 FLAGS = (IS_TAGS, "is_url_based")
 _BOM = b"\xef\xbb\xbf"
 
@@ -32,6 +40,10 @@ class Row:
     """Length of the longest caption."""
     num_references: int
     """Images that the image was edited from."""
+    num_frames: int
+    """0: an image; UNKNOWN_FRAMES: a video whose row does not give it."""
+    fps: float
+    """Frame rate that `num_frames` counts; 0: the run's."""
 
     @property
     def filename(self) -> str:
@@ -61,7 +73,7 @@ def parse(line: bytes) -> Row | BadRow:
     except orjson.JSONDecodeError as error:
         return BadRow(f"not JSON: {error}")
     try:
-        return Row(fields, *check_row(fields))
+        return Row(fields, *check_row(fields), *check_clip(fields))
     except Unusable as error:
         return BadRow(str(error), cast("dict[str, Any]", fields) if type(fields) is dict else {})
 
@@ -85,6 +97,31 @@ def check_row(row: Any) -> tuple[int, int, float, int, int]:
         raise Unusable("filename is empty")
     weight, num_references = _loss_weight(row.get("loss_weight", 1.0)), len(references_of(row))
     return _side(row, "width"), _side(row, "height"), weight, longest, num_references
+
+
+def check_clip(row: dict[str, Any]) -> tuple[int, float]:
+    """Number of frames and frame rate of a parsed line, as in `Row`.
+
+    Raises:
+        Unusable: a value is of the wrong type or range.
+    """
+    start_s, num_frames, fps = (row.get(key) for key in ("start_s", "num_frames", "fps"))
+    if start_s is not None and not (type(start_s) in (int, float) and 0 <= start_s < math.inf):
+        raise Unusable(f"start_s is {start_s!r:.60}; it must be the start of the clip in seconds, 0 or more")
+    if fps is not None and not (type(fps) in (int, float) and 0 < fps <= MAX_FPS):
+        raise Unusable(f"fps is {fps!r:.60}; it must be a frame rate above 0, up to {MAX_FPS:g}")
+    if type(num_frames) is float and num_frames.is_integer():
+        num_frames = int(num_frames)
+    if num_frames is not None and not (type(num_frames) is int and 0 < num_frames <= MAX_FRAMES):
+        raise Unusable(f"num_frames is {num_frames!r:.60}; it must be the number of frames, 1 or more")
+    return frames_of(row["filename"], num_frames), float(fps or 0)
+
+
+def frames_of(filename: str, num_frames: int | None) -> int:
+    """Number of frames of a row: 0 for an image, UNKNOWN_FRAMES for a video without `num_frames`."""
+    if num_frames is not None:
+        return num_frames
+    return UNKNOWN_FRAMES if filename.lower().endswith(VIDEO_SUFFIXES) else 0
 
 
 def captions_of(row: dict[str, Any]) -> list[str]:

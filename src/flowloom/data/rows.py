@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowloom.data.row_checks import MAX_SIDE, BadRow, parse
+from flowloom.data.row_checks import MAX_FPS, MAX_FRAMES, MAX_SIDE, BadRow, frames_of, parse
 from flowloom.printable import printable
 
 Columns = dict[str, NDArray[Any]]
@@ -25,8 +25,11 @@ KINDS: dict[str, str] = {
     "loss_weight": "<f4",
     "caption_chars": "<i4",
     "num_references": "<i4",
+    "num_frames": "<i4",
+    "fps": "<f4",
 }
-"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption; references."""
+"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption; references;
+frames of a clip and their rate, as in `row_checks.Row`."""
 BLOCK_BYTES = 2**20
 """Bytes read and parsed at a time: about 2,500 rows, which fit into the processor's cache."""
 _BOM = b"\xef\xbb\xbf"
@@ -105,6 +108,9 @@ class _Usable(msgspec.Struct, gc=False):
     is_tag_based: bool | None = False
     is_url_based: bool | None = False
     references: list[Annotated[str, msgspec.Meta(min_length=1)]] | None = None
+    start_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    num_frames: Annotated[int, msgspec.Meta(gt=0, le=MAX_FRAMES)] | None = None
+    fps: Annotated[float, msgspec.Meta(gt=0, le=MAX_FPS)] | None = None
 
 
 _USABLE = msgspec.json.Decoder(_Usable)
@@ -141,6 +147,8 @@ def _all_usable(block: bytes, offset: int) -> Columns | None:
         "loss_weight": np.array([row.loss_weight for row in rows], np.float32),
         "caption_chars": np.array(longest, np.int32),
         "num_references": np.array([len(row.references or ()) for row in rows], np.int32),
+        "num_frames": np.array([frames_of(row.filename, row.num_frames) for row in rows], np.int32),
+        "fps": np.array([row.fps or 0.0 for row in rows], np.float32),
     }
 
 
@@ -154,7 +162,7 @@ def _one_by_one(block: bytes, offset: int) -> tuple[Columns, list[RowProblem]]:
                 problems.append(RowProblem(number, row.reason))
             else:
                 sizes = row.width, row.height, row.loss_weight, row.caption_chars, row.num_references
-                values.append((number, offset, len(line), *sizes))
+                values.append((number, offset, len(line), *sizes, row.num_frames, row.fps))
         offset += len(line) + 1
     columns = zip(*values, strict=True) if values else [()] * len(KINDS)
     arrays = {name: np.array(c, dtype=kind) for (name, kind), c in zip(KINDS.items(), columns, strict=True)}

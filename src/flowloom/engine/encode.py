@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowloom.config.run import RunConfig
+from flowloom.data.buckets import Bucket
 from flowloom.data.cache.encodings import EncodingCaches, caches_without_disk
 from flowloom.data.loader import Sample, SampleBatch
 from flowloom.engine.lazy import Lazy
@@ -106,7 +107,7 @@ class Encoders:
     @torch.no_grad()
     def encode(self, batch: SampleBatch) -> Encodings:
         """Latents and text states of every sample of `batch`."""
-        planes = self._drawn(batch, self.planes(batch.samples, batch.size))
+        planes = self._drawn(batch, self.planes(batch.samples, batch.bucket))
         latents, grid = self.family.pack(planes.float()), (planes.shape[-2], planes.shape[-1])
         captions = [sample.caption for sample in batch.samples]
         if self.union_mask:
@@ -119,9 +120,9 @@ class Encoders:
         texts = self.texts(captions)
         return Encodings(latents, grid, texts, [len(text["states"]) for text in texts])
 
-    def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
+    def planes(self, samples: Sequence[Sample], bucket: Bucket) -> list[Tensor]:
         """The autoencoder's output for each sample: (C, h, w), or mean and log variance (2, C, h, w)."""
-        subjects = [(sample.row, size) for sample in samples]
+        subjects = [(sample.row, bucket) for sample in samples]
         known = [sample.latents for sample in samples]
         # An earlier batch may have encoded the image since the sample was loaded.
         unknown = [i for i, planes in enumerate(known) if planes is None]

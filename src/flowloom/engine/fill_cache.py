@@ -23,7 +23,7 @@ from flowloom.data.cache.encodings import (
     NoCache,
     PersistentCache,
 )
-from flowloom.data.cache.records import image_latents
+from flowloom.data.cache.records import image_latents, video_latents
 from flowloom.data.cache.setup import PLAIN, caption_rules, open_cache, open_encoding_caches
 from flowloom.data.cache.store import Cache, Stats
 from flowloom.data.captions import captions_of, vary
@@ -152,7 +152,7 @@ class _Filler:
         for batch in loader.batches(0):
             clock.lap("reading images")
             missing = [sample for sample in batch.samples if sample.pixels is not None]
-            self.encoders.planes(missing, batch.size)
+            self.encoders.planes(missing, batch.bucket)
             clock.lap("VAE")
             self.filled.skipped += batch.skipped
             self.filled.images += len(missing)
@@ -260,7 +260,7 @@ def prune(configs: Sequence[RunConfig]) -> Pruned:
         except _Unjudged as error:
             unjudged = str(error)
         kept.update(_used_texts(config, cache))
-    kinds = {image_latents.KIND.name} if unjudged else set[str]()
+    kinds = {image_latents.KIND.name, video_latents.KIND.name} if unjudged else set[str]()
     return Pruned(*cache.prune(kept.__contains__, kinds), unjudged)
 
 
@@ -289,7 +289,7 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     for index in np.flatnonzero(dataset.row_buckets >= 0):
         bucket: int = dataset.row_buckets[index]
         try:
-            yield latents.key_of((int(index), dataset.sizes[bucket]))[0]
+            yield latents.key_of((int(index), dataset.buckets[bucket]))[0]
         except (ImageError, SourceError) as error:
             row = dataset.metadata.row(int(index))
             if not _is_gone(row, dataset.source_of(row).folder, error):

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.cache.encodings import ConditioningCache, PersistentCache
+from flowloom.data.cache.encodings import ConditioningCache, ImageInBucket, PersistentCache
 from flowloom.data.cache.setup import open_encoding_caches
 from flowloom.data.loader import Dataset
 from flowloom.engine.fill_cache import captions_shown
@@ -57,9 +57,9 @@ def _is_known(cache: PersistentCache[Any] | ConditioningCache, subject: Any) -> 
         return True
 
 
-def _images(dataset: Dataset) -> Iterator[tuple[int, tuple[int, int]]]:
+def _images(dataset: Dataset) -> Iterator[ImageInBucket]:
     for row in np.flatnonzero(dataset.row_buckets != LEFT_OUT).tolist():
-        yield row, dataset.sizes[dataset.row_buckets[row]]
+        yield row, dataset.buckets[dataset.row_buckets[row]]
 
 
 def _captions(config: RunConfig, dataset: Dataset) -> Iterator[str]:

@@ -156,6 +156,17 @@ class Activations(NamedTuple):
     """Share of a forward pass that is computed again where every block recomputes."""
 
 
+class ClipDefaults(NamedTuple):
+    """The clips of a family that trains on video."""
+
+    frames_per_latent: int
+    """Frames of each plane of latents after the first: clips have n * frames_per_latent + 1 frames."""
+    num_frames: int
+    """Frames of a clip, if the configuration does not set it."""
+    fps: float
+    """Frame rate of the clips, if the configuration does not set it."""
+
+
 @dataclass(frozen=True)
 class FamilyDefaults:
     """A family's values for keys that are not set, and its properties in estimates."""
@@ -175,6 +186,8 @@ class FamilyDefaults:
     """The effect of any other guidance, for a warning; empty: it is free to choose."""
     never_trained: Mapping[str, str] = field(default_factory=dict[str, str])
     """Parts that must not be trained, each with the reason."""
+    clips: ClipDefaults | None = None
+    """None: the family trains on images only. Otherwise an image is a clip of one frame."""
 
 
 OpenEncoder = Callable[["torch.device", "torch.dtype"], "nn.Module"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +25,27 @@ def find_image(folder: Path, filename: str) -> Path:
     Raises:
         ImageError: there is no such file, or the name leads out of the folder.
     """
+    return _find(folder, filename, (JXL_SUFFIX, None, *COMMON_SUFFIXES))
+
+
+def find_file(folder: Path, filename: str) -> Path:
+    """The file in `folder` with exactly this name.
+
+    Raises:
+        ImageError: as `find_image`.
+    """
+    return _find(folder, filename, (None,))
+
+
+def _find(folder: Path, filename: str, suffixes: Sequence[str | None]) -> Path:
+    """The first existing file of `filename` with each of `suffixes` in place of its suffix; None: unchanged."""
     root = folder.resolve()
     named = root / filename
     if "\\" in filename and not named.exists():  # written on Windows
         named = root / filename.replace("\\", "/")
     try:
-        for path in (named.with_suffix(JXL_SUFFIX), named, *(named.with_suffix(s) for s in COMMON_SUFFIXES)):
-            resolved = path.resolve()
+        for suffix in suffixes:
+            resolved = (named if suffix is None else named.with_suffix(suffix)).resolve()
             if not resolved.is_relative_to(root):
                 raise ImageError(f"{filename} leads out of {folder}")
             if resolved.is_file():

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from flowloom.config.run import RunConfig
+from flowloom.data.buckets import Bucket
 from flowloom.data.cache.records.base import RecordKind, to_tensor
 from flowloom.data.cache.store import Cache
 from flowloom.models.family import Conditioning, family_for
 
 S = TypeVar("S", bound=Hashable, contravariant=True)
-ImageInBucket = tuple[int, tuple[int, int]]
-"""A row, and the width and height in pixels of the bucket that its image is cropped to."""
+ImageInBucket = tuple[int, Bucket]
+"""A row, and the bucket that its image or clip is cropped to."""
 
 
 class EncodingCache(Protocol[S]):

@@ -6,6 +6,7 @@ The bytes of a file are hashed once, and again only if its size, times or inode 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import secrets
 import threading
@@ -20,6 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flowloom.data.fetch.image_source import ImageSource
+from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError
 
@@ -53,6 +55,8 @@ class Crop:
     """Width and height of the bucket in pixels."""
     background: tuple[int, int, int]
     rule: str = CROP_RULE
+    clip: tuple[str | int, ...] = ()
+    """Of a clip: number of frames, frame rate, start, and the rule of decoding."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class EncodedBy:
 
 
 def latents_key(kind: str, content: bytes, crop: Crop, by: EncodedBy) -> bytes:
-    """The key of an image's latents; `content` is the digest of its file from Contents."""
-    pixels = (*crop.size, *crop.background, crop.rule)
+    """The key of the latents of an image or clip; `content` is the digest of its file from Contents."""
+    pixels = (*crop.size, *crop.background, crop.rule, *crop.clip)
     return digest(kind, content, *pixels, by.weights, by.dtype, by.stored_as, by.form)
 
 
@@ -110,7 +114,7 @@ class Contents:
             if address not in self._of_urls:
                 self._of_urls[address] = self._of_object(row, folder)
             return self._of_urls[address]
-        path = self._images.get(row, folder)
+        path = self._images.open_video(row, folder) if row.is_clip else self._images.get(row, folder)
         assert isinstance(path, Path)
         try:
             return self._of_file(path)
@@ -125,7 +129,8 @@ class Contents:
         content = self._new.get(signature) or _find(self._old, signature)
         if content is None:
             now = time.time_ns()
-            content = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, _hasher).digest()
             if now - max(stat.st_mtime_ns, stat.st_ctime_ns) >= JUST_WRITTEN_NS:
                 self._remember(signature, content)
         return content
@@ -144,6 +149,9 @@ class Contents:
         entry = self._images.stat(row, folder)
         if entry.etag:
             return digest("etag", entry.etag, entry.size)
+        if row.is_clip:
+            with cast("RangedFile", self._images.open_video(row, folder)) as video:
+                return hashlib.file_digest(io.BufferedReader(video), _hasher).digest()
         content = self._images.get(row, folder)
         return hashlib.blake2b(content if isinstance(content, bytes) else b"", digest_size=16).digest()
 
@@ -152,6 +160,10 @@ class Contents:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _hasher() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
 
 
 def _read_digests(folder: Path) -> Digests:

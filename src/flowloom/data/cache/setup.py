@@ -30,7 +30,7 @@ from flowloom.data.cache.keys import (
     hash_files,
     latents_key,
 )
-from flowloom.data.cache.records import image_latents
+from flowloom.data.cache.records import image_latents, video_latents
 from flowloom.data.cache.records.base import RecordKind, record_kinds
 from flowloom.data.cache.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.data.cache.store import Cache
@@ -38,6 +38,7 @@ from flowloom.data.captions import CaptionRules, captions_of
 from flowloom.data.dataset import Dataset
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.metadata import Row
+from flowloom.data.video.decode import CLIP_RULE
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
 from flowloom.models.family import family_for
@@ -115,7 +116,7 @@ def open_encoding_caches(
     stored = _STORED[config.cache.dtype]
     if config.cache.latents == "disk":
         keys = _ImageKeys(config, dataset, cache, dtype, images or ImageSource(config.storage))
-        latents = PersistentCache(cache, image_latents.KIND, keys, stored)
+        latents = PersistentCache(cache, keys.kind, keys, stored)
     if config.cache.text == "disk":
         # Captions that are shuffled differently in each epoch do not recur.
         adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
@@ -131,12 +132,14 @@ def open_encoding_caches(
 
 
 class _ImageKeys:
-    """Key and sample of a row's image in a bucket."""
+    """Key and sample of a row's image or clip in a bucket."""
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, cache: Cache, dtype: torch.dtype, images: ImageSource
     ):
+        self.kind = video_latents.KIND if dataset.clips else image_latents.KIND
         self._metadata = dataset.metadata
+        self._clips = dataset.clips
         self._background = dataset.background
         self._contents = Contents(
             lambda row: dataset.source_of(row).folder, cache.store.spool, images, is_black=dataset.dummy_image
@@ -146,10 +149,14 @@ class _ImageKeys:
         self._by = EncodedBy(weights, str(dtype), _stored_name(config, dtype), form)
 
     def __call__(self, image: ImageInBucket) -> tuple[bytes, bytes]:
-        row, size = image
-        content = self._contents.of(self._metadata.row(row))
-        crop = Crop(size, self._background)
-        return latents_key(image_latents.KIND.name, content, crop, self._by), content
+        index, bucket = image
+        row = self._metadata.row(index)
+        content = self._contents.of(row)
+        crop = Crop(bucket.size, self._background)
+        if self._clips and row.is_clip:
+            clip = (bucket.num_frames, repr(self._clips.fps), repr(row.start_s), CLIP_RULE)
+            crop = Crop(bucket.size, self._background, clip=clip)
+        return latents_key(self.kind.name, content, crop, self._by), content
 
 
 def _text_encoder(config: RunConfig, cache: Cache, dtype: torch.dtype) -> EncodedBy:

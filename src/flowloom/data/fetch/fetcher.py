@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from flowloom.data.fetch.disk_cache import CachedFile, DiskCache
 from flowloom.data.fetch.memory_budget import MemoryBudget
+from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.errors import ImageError, SourceError
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of, shown
-from flowloom.storage.local import Folder, find_image
+from flowloom.storage.local import Folder, find_file, find_image
 from flowloom.storage.open import open_named, open_source
 from flowloom.storage.remote import Remote, Request, event_loop
 
@@ -130,6 +131,18 @@ class Fetcher:
         if isinstance(address, Path):
             raise SourceError(f"{row_name}: a local file, which has no metadata of a store.")
         return address.source.stat(address.name)
+
+    def open_video(self, row_name: str, is_url_based: bool, folder: str | Path) -> Path | RangedFile:
+        """The video of a row: a local file, or a file that is read from the store in blocks.
+
+        Raises:
+            SourceError: the store cannot be read.
+            ImageError: there is no such local file.
+        """
+        address = self._address(row_name, is_url_based, folder)
+        if isinstance(address, Path):
+            return find_file(address, row_name)
+        return RangedFile(address.source, address.name, self.cache)
 
     def want(self, fetch: Fetch) -> None:
         """Serve `fetch` first, because a thread waits for it."""

@@ -1,4 +1,4 @@
-"""The images of rows: from folders directly, from stores through one fetcher."""
+"""The images and videos of rows: from folders directly, from stores through one fetcher."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import threading
 from pathlib import Path
 
 from flowloom.data.fetch.fetcher import Fetch, Fetcher
+from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError, SourceError, StoreDenied, StoreDown
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
-from flowloom.storage.local import find_image
+from flowloom.storage.local import find_file, find_image
 
 
 class ImageSource:
@@ -46,6 +47,22 @@ class ImageSource:
             return find_image(Path(folder.removeprefix("file://")), row.filename)
         try:
             return fetch.result()
+        except (StoreDenied, StoreDown):
+            raise
+        except SourceError as error:
+            raise ImageError(str(error)) from error
+
+    def open_video(self, row: Row, folder: str) -> Path | RangedFile:
+        """The video of `row`: a local file, or one that is read from its store in blocks.
+
+        Raises:
+            ImageError: it is missing.
+            StoreDenied, StoreDown: as `get`.
+        """
+        if not self.is_remote(row, folder):
+            return find_file(Path(folder.removeprefix("file://")), row.filename)
+        try:
+            return self._fetcher.open_video(row.filename, row.is_url_based, folder)
         except (StoreDenied, StoreDown):
             raise
         except SourceError as error:

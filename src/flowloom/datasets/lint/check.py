@@ -153,7 +153,7 @@ def _image_findings(dataset: Dataset, row: Row, check: ImageCheck, options: Lint
             ratio,
         )
         return
-    size = dataset.sizes[bucket]
+    size = dataset.buckets[bucket].size
     scale = max(size[0] / width, size[1] / height)
     if scale > options.upscale:
         yield finding(
@@ -223,9 +223,9 @@ def _similar(checks: list[ImageCheck], indices: list[int], near_bits: int) -> tu
 def bucket_uses(dataset: Dataset, batch_size: int) -> list[BucketUse]:
     """The buckets that have rows, with their batches."""
     used = dataset.row_buckets[dataset.row_buckets != LEFT_OUT]
-    counts = np.bincount(used, minlength=len(dataset.sizes)).tolist()
+    counts = np.bincount(used, minlength=len(dataset.buckets)).tolist()
     return [
-        BucketUse(width, height, rows, rows // batch_size, rows % batch_size)
-        for (width, height), rows in zip(dataset.sizes, counts, strict=True)
+        BucketUse(bucket.width, bucket.height, rows, rows // batch_size, rows % batch_size)
+        for bucket, rows in zip(dataset.buckets, counts, strict=True)
         if rows
     ]

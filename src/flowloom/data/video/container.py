@@ -1,0 +1,112 @@
+"""Open a video file: only known containers, no references to other files, one clear error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from flowloom.data.fetch.ranged_file import RangedFile
+from flowloom.errors import ImageError, SourceError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+VIDEO_HINT = "pip install 'flowloom[video]'"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,gif,yuv4mpegpipe"
+"""FFmpeg's demuxers that are used; not playlists, which name other files and addresses."""
+PROBE_BYTES = 2**23
+
+
+@dataclass(frozen=True)
+class OpenVideo:
+    """The first video stream of a file; times are in seconds after its first frame."""
+
+    container: InputContainer
+    stream: VideoStream
+    origin_s: float
+    """Timestamp of the first frame."""
+
+    def time_of(self, frame: VideoFrame) -> float | None:
+        """The time of `frame`; None if the file does not give it."""
+        if frame.pts is None:
+            return None
+        return float(frame.pts * (frame.time_base or self.stream.time_base or Fraction(1))) - self.origin_s
+
+    @property
+    def rate(self) -> float:
+        """The average frame rate by the header; 25 if it gives none."""
+        return float(self.stream.average_rate or self.stream.guessed_rate or 25)
+
+
+@contextmanager
+def opened(source: Path | RangedFile, max_megapixels: float = math.inf) -> Generator[OpenVideo]:
+    """The video in `source`, for one thread.
+
+    Raises:
+        ImageError: it is no video, is damaged, or its frames are larger than `max_megapixels`. Also instead of
+            errors of FFmpeg while the file is open.
+        SourceError: its store cannot be read.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImageError(f"videos need PyAV: {VIDEO_HINT}") from error
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "probesize": str(PROBE_BYTES)}
+    try:
+        file = str(source) if isinstance(source, Path) else source
+        with cast("InputContainer", av.open(file, container_options=options)) as container:
+            if not container.streams.video:
+                raise ImageError("not a video: it has no video stream")
+            stream = container.streams.video[0]
+            check_megapixels(stream.width, stream.height, max_megapixels)
+            # The loader decodes several clips at once, each in one thread.
+            stream.codec_context.thread_count = 1
+            start = (stream.start_time or 0) * (stream.time_base or 0)
+            yield OpenVideo(container, stream, float(start))
+    except (ImageError, SourceError):
+        raise
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"not readable as a video: {reason}") from error
+    finally:
+        if not isinstance(source, Path):
+            source.close()
+
+
+def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
+    """Raise ImageError if a frame has no or too many pixels."""
+    if width <= 0 or height <= 0:
+        raise ImageError("not readable as a video: its frames have no size")
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise ImageError(
+            f"{width} x {height} is {megapixels:.0f} megapixels; limits.max_megapixels is {max_megapixels:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How stored pixels become an upright frame of square pixels."""
+
+    quarter_turns: int
+    """Counterclockwise turns of 90 degrees."""
+    pixel_aspect: float
+    """Width of a stored pixel divided by its height."""
+
+    @classmethod
+    def of(cls, frame: VideoFrame, stream: VideoStream) -> Geometry:
+        """From the display matrix and the pixel aspect of the container or codec."""
+        aspect = float(stream.sample_aspect_ratio or 1)
+        return cls(round(frame.rotation / 90) % 4, aspect if 0.01 < aspect < 100 else 1.0)
+
+    def upright(self, width: int, height: int) -> tuple[float, float]:
+        """Width and height of a stored frame when shown."""
+        shown = width * self.pixel_aspect, float(height)
+        return shown[::-1] if self.quarter_turns % 2 else shown

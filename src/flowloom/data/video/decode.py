@@ -1,0 +1,172 @@
+"""Read a clip of a video: a constant frame rate, upright, SDR, cropped to its bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowloom.data.buckets import Bucket
+from flowloom.data.fetch.ranged_file import RangedFile
+from flowloom.data.video.colour import (
+    BT709_MATRIX,
+    FULL,
+    matrix_of,
+    needs_conversion,
+    range_of,
+    to_sdr,
+)
+from flowloom.data.video.container import Geometry, OpenVideo, check_megapixels, opened
+from flowloom.errors import ImageError
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
+
+CLIP_RULE = "nearest frame, cover, centre, Lanczos, Moebius, FFmpeg 8; 1"
+"""The rule of this module; its number is incremented when the pixels change."""
+LANCZOS = 0x200 | 0x2000 | 0x4000 | 0x40000
+"""Lanczos, with all chroma samples and exact rounding, as FFmpeg numbers them."""
+SEEK_BACK_S = 10.0
+"""A seek that arrives too late is repeated from this much earlier."""
+
+
+class Clip(NamedTuple):
+    """The part of a video to read."""
+
+    start_s: float
+    """After the first frame."""
+    fps: float
+    """Frame rate of the result."""
+
+
+def load_clip(
+    source: Path | RangedFile, clip: Clip, bucket: Bucket, max_megapixels: float
+) -> NDArray[np.uint8]:
+    """Frames (f, h, w, 3) of `source`, scaled by Lanczos to cover `bucket` and cropped at the centre.
+
+    Each frame of the result is the last one of the video whose time, rounded to the result's frames, is not
+    later. Only the frames from the keyframe before `clip` are decoded, and only those of the result are
+    converted.
+
+    Raises:
+        ImageError: the file is not a video, is damaged within the clip, too short, or larger than
+            `max_megapixels`.
+        SourceError: its store cannot be read.
+    """
+    pixels = np.empty((bucket.num_frames, bucket.height, bucket.width, 3), np.uint8)
+    with opened(source, max_megapixels) as video:
+        converter = _Converter(video, bucket, max_megapixels)
+        done = 0
+        for frame, stop in _resampled(video, clip, bucket.num_frames):
+            if stop > done:
+                pixels[done] = converter.convert(frame)
+                pixels[done + 1 : stop] = pixels[done]
+                done = stop
+        if done < bucket.num_frames:
+            raise ImageError(
+                f"has {done} frames at {clip.fps:g} frames/s from {clip.start_s:g} s on; "
+                f"{bucket.num_frames} are needed"
+            )
+    return pixels
+
+
+def _resampled(video: OpenVideo, clip: Clip, num_frames: int) -> Iterator[tuple[VideoFrame, int]]:
+    """Frames of `video` and the number of the result's frame before which each is the last one."""
+    held: VideoFrame | None = None
+    end_s = 0.0
+    for time_s, frame in _frames_from(video, clip.start_s):
+        slot = slot_of(time_s, clip)
+        if held is not None and slot > 0:
+            yield held, min(slot, num_frames)
+        if slot >= num_frames and held is not None:
+            return
+        held, end_s = frame, time_s + _duration(video, frame)
+    if held is not None:
+        yield held, min(slot_of(end_s, clip), num_frames)
+
+
+def slot_of(time_s: float, clip: Clip) -> int:
+    """Number of the result's frame that is nearest to a time of the video."""
+    return int(np.floor((time_s - clip.start_s) * clip.fps + 0.5 + 1e-4))
+
+
+def _duration(video: OpenVideo, frame: VideoFrame) -> float:
+    stated = float(frame.duration * (frame.time_base or 0)) if frame.duration else 0.0
+    return stated if 0 < stated < 10 else 1 / video.rate
+
+
+def _frames_from(video: OpenVideo, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
+    """The frames in order, from one that is not after `start_s`, with their times.
+
+    Raises:
+        ImageError: a frame after `start_s` is damaged.
+    """
+    margin_s = 0.0
+    while True:
+        frames = _decoded(video, max(start_s - margin_s, 0.0) if start_s > 0 else None)
+        first = next(frames, None)
+        if first is None or first[0] <= start_s + 0.5 / video.rate or margin_s >= start_s:
+            break
+        # The file's index is imprecise.
+        margin_s = margin_s * 4 + SEEK_BACK_S
+    for time_s, frame in chain([first] if first else [], frames):
+        if frame.is_corrupt and time_s >= start_s:
+            raise ImageError(f"damaged at {time_s:.2f} s")
+        yield time_s, frame
+
+
+def _decoded(video: OpenVideo, seek_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
+    """The frames from the keyframe before `seek_s`, with times that never fall."""
+    stream, base = video.stream, video.stream.time_base
+    if seek_s is not None and base:
+        video.container.seek(int((seek_s + video.origin_s) / base), stream=stream)
+    last: float | None = None
+    for frame in video.container.decode(stream):
+        following = (seek_s or 0.0) if last is None else last + 1 / video.rate
+        given = video.time_of(frame)
+        last = following if given is None else given if last is None else max(last, given)
+        yield last, frame
+
+
+class _Converter:
+    """Converts decoded frames to pixels of a bucket."""
+
+    def __init__(self, video: OpenVideo, bucket: Bucket, max_megapixels: float):
+        from av.video.reformatter import VideoReformatter
+
+        self._video, self._bucket, self._max_megapixels = video, bucket, max_megapixels
+        self._scaler: VideoReformatter = VideoReformatter()
+
+    def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """(h, w, 3) of `frame`; it may differ in size and format from the one before."""
+        check_megapixels(frame.width, frame.height, self._max_megapixels)
+        geometry = Geometry.of(frame, self._video.stream)
+        width, height = geometry.upright(frame.width, frame.height)
+        wanted = self._bucket.size
+        scale = max(wanted[0] / width, wanted[1] / height)
+        scaled = [
+            max(round(side * scale), least) for side, least in zip((width, height), wanted, strict=True)
+        ]
+        if geometry.quarter_turns % 2:
+            scaled.reverse()
+        is_wide = needs_conversion(frame)
+        rgb = self._scaler.reformat(
+            frame,
+            *scaled,
+            format="rgb48le" if is_wide else "rgb24",
+            src_colorspace=matrix_of(frame),
+            dst_colorspace=BT709_MATRIX,
+            interpolation=LANCZOS,
+            src_color_range=range_of(frame),
+            dst_color_range=FULL,
+            threads=1,
+        )
+        levels = np.rot90(rgb.to_ndarray(), geometry.quarter_turns)
+        left, top = (levels.shape[1] - wanted[0]) // 2, (levels.shape[0] - wanted[1]) // 2
+        levels = levels[top : top + wanted[1], left : left + wanted[0]]
+        return to_sdr(levels, frame.color_trc, frame.color_primaries) if is_wide else levels
