@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import flowloom
+from flowloom.data.video.container import opened
 from flowloom.demo.images import all_drawings
-from flowloom.errors import ConfigError, DataError, WeightsError
+from flowloom.errors import ConfigError, DataError, ImageError, WeightsError
 from flowloom.loggers.aim import Aim
 from flowloom.loggers.tensorboard import TensorBoard
 from flowloom.loggers.wandb import WandB

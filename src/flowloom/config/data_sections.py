@@ -48,7 +48,7 @@ class VideoSection(Section):
     """Clips, for models that train on video."""
 
     num_frames: list[Period] = []
-    """Frames of the clips, 4n + 1 for Wan; of several numbers, each clip uses the largest that it has. Empty:
+    """Frames of the clips, usually 4n + 1; of several numbers, each clip uses the largest that it has. Empty:
     the number that the model was made for."""
     fps: Annotated[float, Field(gt=0, le=1000), ui(unit="frames/s")] | None = None
     """Frame rate that clips are resampled to; null: the one that the model was made for."""

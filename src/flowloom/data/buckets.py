@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 
 class Bucket(NamedTuple):
-    """What samples are cropped to."""
+    """The size that samples are cropped to."""
 
     width: int
     height: int

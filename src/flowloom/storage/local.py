@@ -38,7 +38,7 @@ def find_file(folder: Path, filename: str) -> Path:
 
 
 def _find(folder: Path, filename: str, suffixes: Sequence[str | None]) -> Path:
-    """The first existing file of `filename` with each of `suffixes` in place of its suffix; None: unchanged."""
+    """The first existing file of `filename` with each of `suffixes`; None: its own suffix."""
     root = folder.resolve()
     named = root / filename
     if "\\" in filename and not named.exists():  # written on Windows

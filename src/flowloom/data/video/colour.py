@@ -37,7 +37,7 @@ _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
 def matrix_of(frame: VideoFrame) -> int:
-    """FFmpeg's number of the YUV matrix of `frame`; if the file does not give it, by the size as players do."""
+    """FFmpeg's number of the YUV matrix of `frame`; by its size, as in players, if the file gives none."""
     by_size = BT709_MATRIX if frame.width >= 1280 or frame.height > 576 else BT601_MATRIX
     return _MATRICES.get(int(frame.colorspace), by_size)
 

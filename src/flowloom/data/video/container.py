@@ -50,12 +50,13 @@ def opened(source: Path | RangedFile, max_megapixels: float = math.inf) -> Gener
     """The video in `source`, for one thread.
 
     Raises:
-        ImageError: it is no video, is damaged, or its frames are larger than `max_megapixels`. Also instead of
-            errors of FFmpeg while the file is open.
+        ImageError: it is no video, is damaged, or its frames are larger than `max_megapixels`. Replaces
+            FFmpeg's errors while the file is open.
         SourceError: its store cannot be read.
     """
     try:
         import av
+        from av.error import FFmpegError
     except ImportError as error:
         raise ImageError(f"videos need PyAV: {VIDEO_HINT}") from error
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "probesize": str(PROBE_BYTES)}
@@ -72,8 +73,8 @@ def opened(source: Path | RangedFile, max_megapixels: float = math.inf) -> Gener
             yield OpenVideo(container, stream, float(start))
     except (ImageError, SourceError):
         raise
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except (FFmpegError, OSError, ValueError, MemoryError, EOFError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
         raise ImageError(f"not readable as a video: {reason}") from error
     finally:
         if not isinstance(source, Path):
@@ -108,5 +109,5 @@ class Geometry:
 
     def upright(self, width: int, height: int) -> tuple[float, float]:
         """Width and height of a stored frame when shown."""
-        shown = width * self.pixel_aspect, float(height)
-        return shown[::-1] if self.quarter_turns % 2 else shown
+        across, down = width * self.pixel_aspect, float(height)
+        return (down, across) if self.quarter_turns % 2 else (across, down)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLIP_RULE = "nearest frame, cover, centre, Lanczos, Moebius, FFmpeg 8; 1"
 """The rule of this module; its number is incremented when the pixels change."""
 LANCZOS = 0x200 | 0x2000 | 0x4000 | 0x40000
-"""Lanczos, with all chroma samples and exact rounding, as FFmpeg numbers them."""
+"""Lanczos, with all colour samples and exact rounding, as FFmpeg numbers them."""
 SEEK_BACK_S = 10.0
 """A seek that arrives too late is repeated from this much earlier."""
 
@@ -149,9 +149,7 @@ class _Converter:
         width, height = geometry.upright(frame.width, frame.height)
         wanted = self._bucket.size
         scale = max(wanted[0] / width, wanted[1] / height)
-        scaled = [
-            max(round(side * scale), least) for side, least in zip((width, height), wanted, strict=True)
-        ]
+        scaled = [max(round(width * scale), wanted[0]), max(round(height * scale), wanted[1])]
         if geometry.quarter_turns % 2:
             scaled.reverse()
         is_wide = needs_conversion(frame)
@@ -169,4 +167,6 @@ class _Converter:
         levels = np.rot90(rgb.to_ndarray(), geometry.quarter_turns)
         left, top = (levels.shape[1] - wanted[0]) // 2, (levels.shape[0] - wanted[1]) // 2
         levels = levels[top : top + wanted[1], left : left + wanted[0]]
-        return to_sdr(levels, frame.color_trc, frame.color_primaries) if is_wide else levels
+        if is_wide:
+            return to_sdr(levels.astype(np.uint16), frame.color_trc, frame.color_primaries)
+        return levels.astype(np.uint8, copy=False)
