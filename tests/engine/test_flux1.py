@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from torch import Tensor
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.engine.build import load_encoders
-from flowloom.engine.export import export_adapter
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
 from flowloom.models.families.flux1 import FAMILY
-from flowloom.models.family import detect, family_for
+from flowloom.models.family import detect
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.recompute import Recompute
 from tests.fakes.tiny_pipelines import make_flux1_pipeline
@@ -48,22 +46,9 @@ def section(pipeline: tuple[FluxPipeline, Path]) -> ModelSection:
     return resolve_paths(ModelSection(path=str(pipeline[1]), t5_max_length=MAX_LENGTH), Path())
 
 
-def test_a_diffusers_folder_is_recognized_with_all_its_files(section: ModelSection):
-    assert detect(Path(section.path)) is family_for(section) is FAMILY
-    assert all(getattr(section, file.key) for file in FAMILY.files)
-
-
 def test_schnell_is_warned_about(section: ModelSection):
     is_dev = FAMILY.sizes(section.network_path).guidance_embeds
     assert ["distilled" in note for note in FAMILY.notes(section)] == [] if is_dev else [True]
-
-
-def test_captions_are_encoded_as_by_the_pipeline(pipeline: Any, section: ModelSection):
-    ours = FAMILY.load_conditioner(section, CPU, torch.float32).encode(PROMPTS, MAX_LENGTH)
-    with torch.no_grad():
-        states, pooled, _ = pipeline[0].encode_prompt(PROMPTS, None, max_sequence_length=MAX_LENGTH)
-    torch.testing.assert_close(torch.stack([text["states"] for text in ours]), states, rtol=0, atol=1e-5)
-    torch.testing.assert_close(torch.stack([text["pooled"] for text in ours]), pooled, rtol=0, atol=1e-5)
 
 
 def inputs(section: ModelSection) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
@@ -120,38 +105,6 @@ def generate_by_pipeline(pipeline: FluxPipeline, seed: int) -> np.ndarray:
 def test_an_image_is_the_pipelines(pipeline: Any, section: ModelSection):
     network = FAMILY.load_network(section.network_path, CPU, torch.float32)
     assert np.abs(generate(section, network, 7) - generate_by_pipeline(pipeline[0], 7)).max() < 0.51
-
-
-def test_a_trained_lora_does_the_same_in_diffusers(
-    pipeline: Any, section: ModelSection, make_run: Callable[..., Any], tmp_path: Path
-):
-    from flowloom.engine.__main__ import run_engine
-    from flowloom.models.adapters.read import load_onto
-
-    model = section.model_dump() | {"chroma_path": ""}
-    run_dir = make_run(
-        model=model, lora={"rank": 4, "alpha": 8}, limits={"max_steps": 3}, training={"lr": 0.02}
-    )
-    run_engine(run_dir, lambda _event: None)
-    network = FAMILY.load_network(section.network_path, CPU, torch.float32)
-    x, level, texts = inputs(section)
-    base = FAMILY.predict(network, x, level, texts, GRID, torch.ones(2))
-    outputs = {}
-    for form in ("comfy", "kohya", "diffusers"):
-        exported = tmp_path / f"{form}.safetensors"
-        export_adapter(run_dir.path, form, exported)
-        network = FAMILY.load_network(section.network_path, CPU, torch.float32)
-        load_onto(network, exported)
-        with torch.no_grad():
-            outputs[form] = FAMILY.predict(network, x, level, texts, GRID, torch.ones(2))
-    torch.testing.assert_close(outputs["comfy"], outputs["kohya"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(outputs["comfy"], outputs["diffusers"], rtol=0, atol=1e-5)
-    theirs = FluxPipeline.from_pretrained(section.path, local_files_only=True)
-    theirs.load_lora_weights(str(tmp_path / "diffusers.safetensors"))
-    with torch.no_grad():
-        found = FAMILY.predict(theirs.transformer, x, level, texts, GRID, torch.ones(2))
-    torch.testing.assert_close(found, outputs["diffusers"], rtol=0, atol=1e-5)
-    assert (found - base).abs().max() > 1e-3
 
 
 def released_state(columns: int = 2) -> dict[str, Tensor]:
