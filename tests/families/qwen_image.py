@@ -1,0 +1,110 @@
+"""Qwen-Image's pipelines at tiny random sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.qwen_text import TEMPLATE
+
+with quiet_imports():
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+_SPECIAL = ("im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def make_tokenizer(*templates: str) -> Qwen2Tokenizer:
+    """A tokenizer of bytes in which `templates` have as many tokens as with Qwen's own."""
+    pairs = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pairs.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    pairs.train_from_iterator(templates, trainer)
+    found = json.loads(pairs.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=found["vocab"], merges=[tuple(pair) for pair in found["merges"]])
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in _SPECIAL]})
+    return tokenizer
+
+
+def make_encoder(tokenizer: Any) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL with random weights."""
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {f"vision_{side}_token_id": f"vision_{side}" for side in ("start", "end")}
+    ids = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+    }
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 48}
+    vision |= {"fullatt_block_indexes": [0]}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+
+
+def make_transformer(**settings: Any) -> QwenImageTransformer2DModel:
+    """Qwen-Image's network with random weights, as wide as its latents."""
+    return QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        **settings,
+    )
+
+
+def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The release's sampler."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )
+
+
+def make_parts(*templates: str, **settings: Any) -> dict[str, Any]:
+    """The parts of a pipeline; `settings` are the network's."""
+    tokenizer = make_tokenizer(*templates)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return {
+            "scheduler": make_scheduler(),
+            "vae": AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1).eval(),
+            "text_encoder": make_encoder(tokenizer).eval(),
+            "tokenizer": tokenizer,
+            "transformer": make_transformer(**settings).eval(),
+        }
+
+
+def save(folder: Path) -> Any:
+    """The pipeline, saved in `folder`."""
+    pipeline = QwenImagePipeline(**make_parts(TEMPLATE))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
