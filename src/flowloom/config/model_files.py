@@ -189,7 +189,8 @@ def _in_pipeline(model: ModelSection) -> dict[str, str]:
         return {}
     files = (file for file in family_for(model).files if file.role != "network")
     found = {file.key: folder / file.subfolder for file in files}
-    found["t5_config_path"] /= "config.json"
+    if "t5_config_path" in found:
+        found["t5_config_path"] /= "config.json"
     return {key: str(path) for key, path in found.items() if path.exists()}
 
 

@@ -109,7 +109,8 @@ class SampleGenerator:
             return one_pass(x, level, positive)
 
         def with_cfg(x: Tensor, level: float) -> Tensor:
-            return guided(plain(x, level), one_pass(x, level, negative), params.cfg)
+            without = one_pass(x, level, negative)
+            return guided(plain(x, level), without, params.cfg, keeps_norms=family.defaults.keeps_norms)
 
         return plain, with_cfg
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
-from flowloom.models.family import expanded, family_for
+from flowloom.models.family import expanded, family_for, idle
 
 
 def rotation_at(config: RunConfig, step: int) -> int:
@@ -51,8 +51,9 @@ def adapted_layers(config: RunConfig) -> list[str]:
 
 def trainable_names(config: RunConfig, names: Sequence[str]) -> list[str]:
     """Those of the network's parameter `names` that may be trained, in the same order."""
-    frozen = tuple(f"{part}." for part in family_for(config.model).defaults.never_trained)
-    return [name for name in names if not name.startswith(frozen)]
+    family = family_for(config.model)
+    frozen, unread = tuple(f"{part}." for part in family.defaults.never_trained), idle(family, names)
+    return [name for name in names if not name.startswith(frozen) and name not in unread]
 
 
 def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> list[str]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def guided(positive: Tensor, negative: Tensor, cfg_scale: float) -> Tensor:
-    """The velocity moved away from `negative`: v_neg + cfg_scale * (v_pos - v_neg)."""
-    return negative + cfg_scale * (positive - negative)
+def guided(positive: Tensor, negative: Tensor, cfg_scale: float, *, keeps_norms: bool = False) -> Tensor:
+    """The velocity moved away from `negative`: v_neg + cfg_scale * (v_pos - v_neg).
+
+    Args:
+        keeps_norms: scale each token (the last dimension) to its norm in `positive`.
+    """
+    moved = negative + cfg_scale * (positive - negative)
+    if not keeps_norms:
+        return moved
+    return moved * (positive.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
 
 
 def uses_cfg(step: int, cfg_scale: float, first_n_steps_wo_cfg: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -184,6 +184,10 @@ class FamilyDefaults:
     """Distilled guidance of previews and samples, in place of 0."""
     guidance_effect: str = ""
     """The effect of any other guidance, for a warning; empty: it is free to choose."""
+    keeps_norms: bool = False
+    """Classifier-free guidance keeps the norm that each token of the velocity has without it."""
+    idle_layers: tuple[str, ...] = ()
+    """Layers of the last block, with {} for its number, that the velocity does not depend on."""
     never_trained: Mapping[str, str] = field(default_factory=dict[str, str])
     """Parts that must not be trained, each with the reason."""
     clips: ClipDefaults | None = None
@@ -294,6 +298,16 @@ class ModelFamily(Protocol):
 def expanded(names: Sequence[str], of_family: Sequence[str]) -> list[str]:
     """`names` of layers with the family's own in place of "auto"."""
     return [part for name in names for part in (of_family if name == AUTO else (name,))]
+
+
+def idle(family: ModelFamily, names: Collection[str]) -> set[str]:
+    """Those of `names`, of all layers or parameters of a network, that get no gradient."""
+    found = set[str]()
+    for pattern in family.defaults.idle_layers:
+        start = pattern.partition("{}")[0]
+        last = max((int(name[len(start) :].split(".")[0]) for name in names if name.startswith(start)), default=0)
+        found |= {name for name in names if f"{name}.".startswith(f"{pattern.format(last)}.")}
+    return found
 
 
 def image_tokens(family: ModelFamily, pixels: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.import_warnings import quiet_imports
-from flowloom.models.family import family_of
+from flowloom.models.family import family_of, idle
 from flowloom.models.quantized import linear_layers
 
 __all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight"]
@@ -139,10 +139,12 @@ def attach(
         ConfigError: no layer's name contains a target, or a package is missing.
     """
     family = family_of(model)
+    layers = linear_layers(model)
+    unread = idle(family, list(layers))
     linears = [
         name
-        for name in linear_layers(model)
-        if not any(part in name for part in family.defaults.never_trained)
+        for name in layers
+        if name not in unread and not any(part in name for part in family.defaults.never_trained)
     ]
     site = Site(rank, alpha, lokr_factor)
     spelled = {name: (name, family.names.in_checkpoint(name)) for name in linears}
