@@ -127,6 +127,17 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
         "network",
         "lumina2",
     ),
+    "qwen-image": (
+        {
+            "transformer_blocks.0.img_mod.1.weight": (18432, 3072),
+            "transformer_blocks.0.attn.add_k_proj.weight": (3072, 3072),
+            "transformer_blocks.0.txt_mlp.net.2.weight": (3072, 12288),
+            "txt_norm.weight": (3584,),
+            "txt_in.weight": (3072, 3584),
+        },
+        "network",
+        "qwen-image",
+    ),
     "vae, 16": (VAE_16, "vae", "vae-flux"),
     "vae, 4": (VAE_4, "vae", "vae-sd"),
     "t5 xxl": (T5_XXL, "text-encoder", "t5-xxl"),

@@ -34,34 +34,48 @@ class Need:
     offer: Offer
 
 
-def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files below `roots` for each key of the model section, the tokenizers' folders included."""
+def choices(
+    roots: Sequence[Path], of_families: Sequence[ModelFamily] | None = None
+) -> dict[str, list[Path]]:
+    """Files below `roots` for each key of the model section, the tokenizers' folders included.
+
+    Args:
+        of_families: those that the files fit; None: any.
+    """
     folders = walk(roots)
     models = find_in(folders)
     # Untrained models come last: a form offers the first one.
     models.sort(key=lambda one: one.is_untrained)
     found = {
         f"model.{key}": [one.path for one in models if _fits(architectures, one)]
-        for key, architectures in _all_architectures().items()
+        for key, architectures in _architectures_by_key(of_families or list(families().values())).items()
     }
     configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
     vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
     pieces = _named("spiece.model", folders)
     found["model.t5_config_path"] = configs
     found["model.t5_tokenizer_path"] = sorted({path.parent for path in (*pieces, *vocabularies)})
-    found["model.clip_tokenizer_path"] = [path.parent for path in _named("merges.txt", folders)]
+    tokenizers = {path.parent: _tokenizer_class(path) for path in _named("tokenizer_config.json", folders)}
+    found["model.clip_tokenizer_path"] = [
+        path.parent
+        for path in _named("merges.txt", folders)
+        if tokenizers.get(path.parent, "CLIP").startswith("CLIP")
+    ]
+    found["model.text_tokenizer_path"] = [
+        folder for folder, kind in tokenizers.items() if kind and not kind.startswith(("CLIP", "T5"))
+    ]
     return found
 
 
-def _all_architectures() -> dict[str, frozenset[str]]:
-    """By key, the architectures that fit in any family."""
+def _architectures_by_key(of_families: Sequence[ModelFamily]) -> dict[str, frozenset[str]]:
+    """By key, the architectures that fit in any of the families."""
     found: dict[str, frozenset[str]] = {}
-    for family in families().values():
+    for family in of_families:
         for file in family.files:
             if file.architectures:
                 key = file.key
                 found[key] = found.get(key, frozenset()) | file.architectures
-    networks = (family.files[0].architectures for family in families().values())
+    networks = (family.files[0].architectures for family in of_families)
     return found | {"path": frozenset().union(*networks)}
 
 
@@ -235,16 +249,21 @@ def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str
     Args:
         cached: keys of files that a cache may replace, see `cached_files`.
     """
+    family = _family(section.model_dump())
     problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
     reasons = {problem.where: problem.message for problem in reversed(problems)}
     if not reasons:
         return []
-    found = choices(roots)
-    return [Need(key, reasons[key], found[key], offer_for(key)) for key in found if key in reasons]
+    found = choices(roots, [family])
+    return [Need(key, reasons[key], found[key], offer_for(key, family.name)) for key in found if key in reasons]
 
 
 def _named(name: str, folders: Iterable[Folder]) -> list[Path]:
     return [folder / name for folder, names in folders if name in names]
+
+
+def _tokenizer_class(settings: Path) -> str:
+    return str(read_small_json(settings).get("tokenizer_class") or "")
 
 
 def _is_t5s(config: Path) -> bool:
