@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 
 from flowloom.import_warnings import quiet_imports
+from flowloom.models.families.qwen_image import FAMILY
+from flowloom.models.family import Conditioning, Grid
 from flowloom.models.qwen_text import TEMPLATE
 
 with quiet_imports():
@@ -102,9 +107,58 @@ def make_parts(*templates: str, **settings: Any) -> dict[str, Any]:
         }
 
 
-def save(folder: Path) -> Any:
-    """The pipeline, saved in `folder`."""
-    pipeline = QwenImagePipeline(**make_parts(TEMPLATE))
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline
+class TinyQwenImage:
+    """See TinyPipeline."""
+
+    family = FAMILY
+    model: dict[str, Any] = {}
+    guidance = 1.0
+
+    def make(self, t5_path: Path, folder: Path) -> Any:
+        return QwenImagePipeline(**make_parts(TEMPLATE))
+
+    def texts(self, pipeline: Any, captions: Sequence[str]) -> list[Conditioning]:
+        states, mask = pipeline.encode_prompt(list(captions))
+        return [{"states": own[: int(seen.sum())]} for own, seen in zip(states, mask, strict=True)]
+
+    def velocity(
+        self, network: Any, x: Tensor, noise_level: Tensor, texts: Sequence[Conditioning], grid: Grid
+    ) -> Tensor:
+        longest = max(len(text["states"]) for text in texts)
+        # Padding of another value: the mask alone keeps it out.
+        states = [
+            nn.functional.pad(text["states"], (0, 0, 0, longest - len(text["states"])), value=3.0)
+            for text in texts
+        ]
+        mask = torch.stack([(torch.arange(longest) < len(text["states"])).long() for text in texts])
+        return network(
+            hidden_states=x,
+            encoder_hidden_states=torch.stack(states),
+            encoder_hidden_states_mask=mask,
+            timestep=noise_level,
+            img_shapes=[[(1, grid[0] // 2, grid[1] // 2)]] * len(x),
+            return_dict=False,
+        )[0]
+
+    def latents(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
+    ) -> Tensor:
+        return self._run(pipeline, prompt, tokens, size, steps, "latent")
+
+    def image(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
+    ) -> np.ndarray:
+        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
+
+    def _run(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
+    ) -> Any:
+        return pipeline(
+            prompt,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=steps,
+            true_cfg_scale=1.0,
+            latents=tokens,
+            output_type=output,
+        ).images

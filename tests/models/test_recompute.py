@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.families.chroma import FAMILY as CHROMA
 from flowloom.models.families.flux1 import FAMILY as FLUX1
-from flowloom.models.family import ModelFamily
+from flowloom.models.families.qwen_image import FAMILY as QWEN_IMAGE
+from flowloom.models.family import ModelFamily, family_of
 from flowloom.nn.chroma import CHROMA1, Chroma
 from flowloom.nn.recompute import Recompute
 
@@ -52,7 +53,23 @@ def make_flux1(width: int, doubles: int, singles: int) -> nn.Module:
     )
 
 
-FAMILIES = {"chroma": (CHROMA, make_chroma), "flux1": (FLUX1, make_flux1)}
+def make_qwen_image(width: int, doubles: int, singles: int) -> nn.Module:
+    """Qwen-Image with random weights; all its blocks are double."""
+    torch.manual_seed(4)
+    return QwenImageTransformer2DModel(
+        in_channels=64,
+        num_layers=doubles + singles,
+        attention_head_dim=HEAD,
+        num_attention_heads=width // HEAD,
+        joint_attention_dim=32,
+    )
+
+
+FAMILIES = {
+    "chroma": (CHROMA, make_chroma),
+    "flux1": (FLUX1, make_flux1),
+    "qwen-image": (QWEN_IMAGE, make_qwen_image),
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -93,10 +110,7 @@ def of_adapter(network: nn.Module) -> None:
 
 def of_blocks(network: nn.Module) -> None:
     """Train the last block alone, as in a rotation."""
-    blocks = [
-        block
-        for _, block in FAMILIES["chroma" if isinstance(network, Chroma) else "flux1"][0].blocks(network)
-    ]
+    blocks = [block for _, block in family_of(network).blocks(network)]
     network.requires_grad_(False)
     blocks[-1].requires_grad_(True)
 

@@ -34,9 +34,7 @@ class Need:
     offer: Offer
 
 
-def choices(
-    roots: Sequence[Path], of_families: Sequence[ModelFamily] | None = None
-) -> dict[str, list[Path]]:
+def choices(roots: Sequence[Path], of_families: Sequence[ModelFamily] | None = None) -> dict[str, list[Path]]:
     """Files below `roots` for each key of the model section, the tokenizers' folders included.
 
     Args:
@@ -255,7 +253,9 @@ def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str
     if not reasons:
         return []
     found = choices(roots, [family])
-    return [Need(key, reasons[key], found[key], offer_for(key, family.name)) for key in found if key in reasons]
+    return [
+        Need(key, reasons[key], found[key], offer_for(key, family.name)) for key in found if key in reasons
+    ]
 
 
 def _named(name: str, folders: Iterable[Folder]) -> list[Path]:

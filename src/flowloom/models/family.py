@@ -305,7 +305,9 @@ def idle(family: ModelFamily, names: Collection[str]) -> set[str]:
     found = set[str]()
     for pattern in family.defaults.idle_layers:
         start = pattern.partition("{}")[0]
-        last = max((int(name[len(start) :].split(".")[0]) for name in names if name.startswith(start)), default=0)
+        last = max(
+            (int(name[len(start) :].split(".")[0]) for name in names if name.startswith(start)), default=0
+        )
         found |= {name for name in names if f"{name}.".startswith(f"{pattern.format(last)}.")}
     return found
 

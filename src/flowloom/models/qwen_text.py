@@ -77,9 +77,7 @@ def open_qwen(model: ModelSettings, device: torch.device, dtype: torch.dtype) ->
     return load_text_model(path, device, dtype, None if has_config else RELEASED)
 
 
-def load_qwen_conditioner(
-    model: ModelSettings, device: torch.device, dtype: torch.dtype
-) -> QwenConditioner:
+def load_qwen_conditioner(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> QwenConditioner:
     """The text encoder that `model` names."""
     tokenizer = load_text_tokenizer(Path(model.text_tokenizer_path or model.text_encoder_path))
     return QwenConditioner(LanguageModel(open_qwen(model, device, dtype), tokenizer, device))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import WeightsError
+from flowloom.models.adapters.key_rules import network_names
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.diffusers_family import DiffusersFamily, count_blocks
@@ -56,6 +57,7 @@ NAMES = LoraNames(
     title="Qwen-Image",
     spec="qwen-image",
     implementation="https://github.com/QwenLM/Qwen-Image",
+    readers=network_names(comfyui="transformer."),
     has_diffusers_layers=True,
 )
 VAE = ModelFile("vae_path", "Qwen-Image's VAE", "latents", "vae", frozenset({"vae-wan"}))
@@ -119,10 +121,13 @@ class QwenImageFamily(DiffusersFamily):
     names = NAMES
     last_layer = "proj_out"
     adapter_base = AdapterBase(
-        "qwen-image", r"qwen[-_]?image", (f"{BLOCKS}_0_img_mlp_net",), ("img_mod_1", "txt_mod_1", "img_mlp_net")
+        "qwen-image",
+        r"qwen[-_]?image",
+        (f"{BLOCKS}_0_img_mlp_net",),
+        ("img_mod_1", "txt_mod_1", "img_mlp_net"),
     )
     defaults = FamilyDefaults(
-        Activations(kept=28, without_ffn=20, ffn_cost=0.33, block_cost=0.75),
+        Activations(kept=25, without_ffn=17, ffn_cost=0.33, block_cost=0.7),
         # musubi-tuner's docs/qwen_image.md: the sigmoid of a normal variable with a shift of 2.2, whose
         # logarithm is the mean.
         noise_level={"kind": "logit_normal", "mean": round(math.log(2.2), 4), "std": 1.0},
@@ -153,7 +158,9 @@ class QwenImageFamily(DiffusersFamily):
             attention_head_dim=head,
             num_attention_heads=width // head,
             joint_attention_dim=shapes["txt_in.weight"][1],
-            axes_dims_rope=tuple(settings.get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)),
+            axes_dims_rope=tuple(
+                settings.get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)
+            ),
             zero_cond_t=bool(settings.get("zero_cond_t")),
         )
 
@@ -170,9 +177,7 @@ class QwenImageFamily(DiffusersFamily):
             "pos_embed": kind(theta=10_000, axes_dim=list(network.config.axes_dims_rope), scale_rope=True)
         }
 
-    def load_codec(
-        self, model: ModelSettings, device: torch.device, dtype: torch.dtype
-    ) -> CausalAutoencoder:
+    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> CausalAutoencoder:
         from flowloom.models.causal_autoencoder import load_causal_autoencoder
 
         return load_causal_autoencoder(Path(model.vae_path), device, dtype)
