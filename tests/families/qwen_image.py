@@ -43,7 +43,8 @@ def make_tokenizer(*templates: str) -> Qwen2Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
     pairs.train_from_iterator(templates, trainer)
     found = json.loads(pairs.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=found["vocab"], merges=[tuple(pair) for pair in found["merges"]])
+    merges: Any = [tuple(pair) for pair in found["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=found["vocab"], merges=merges)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in _SPECIAL]})
     return tokenizer
 
@@ -60,6 +61,8 @@ def make_encoder(tokenizer: Any) -> Qwen2_5_VLForConditionalGeneration:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
     }
     vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 48}

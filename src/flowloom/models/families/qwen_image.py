@@ -172,9 +172,9 @@ class QwenImageFamily(DiffusersFamily):
         return kept
 
     def tables(self, network: Any) -> dict[str, nn.Module]:
-        kind: Any = type(network.pos_embed)
+        table: Any = network.pos_embed.__class__
         return {
-            "pos_embed": kind(theta=10_000, axes_dim=list(network.config.axes_dims_rope), scale_rope=True)
+            "pos_embed": table(theta=10_000, axes_dim=list(network.config.axes_dims_rope), scale_rope=True)
         }
 
     def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> CausalAutoencoder:
