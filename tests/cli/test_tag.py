@@ -58,7 +58,7 @@ def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
 
 
 @pytest.mark.slow
-def test_images_of_a_bucket_are_tagged_in_their_jsonl_and_restored(
+def test_images_of_a_bucket_are_tagged_beside_them_or_in_a_jsonl_and_restored(
     image_dir: Path,  # noqa: F811
     tagger: Path,  # noqa: F811
     tmp_path: Path,
@@ -72,9 +72,21 @@ def test_images_of_a_bucket_are_tagged_in_their_jsonl_and_restored(
     store = open_source(url, storage)
     for path in image_dir.glob("*.png"):
         store.write(path.name, path)
-    with pytest.raises(SystemExit):
-        tag([url, "--model", str(tagger)])
-    assert "build a JSONL of it with 'flowloom dataset build'" in capsys.readouterr().err
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    store.write("red.txt", b"mine")
+    there = [url, "--model", str(tagger), "--endpoint", storage.endpoint]
+    assert tag([*there, "--name", "beside"]) == 0
+    texts = {info.name: store.read(info.name) for info in store.list() if info.name.endswith(".txt")}
+    assert texts.keys() == {"red.txt", "green.txt", "blue.txt"}
+    assert (texts["red.txt"], texts["blue.txt"]) == (b"mine", b"blue theme, ^_^, long hair, 1girl\n")
+    assert "kept       1" in capsys.readouterr().out
+    store.write("green.txt", b"theirs")
+    assert tag(["--undo", "runs/beside"]) == 0
+    texts = {info.name: store.read(info.name) for info in store.list() if info.name.endswith(".txt")}
+    assert texts == {"red.txt": b"mine", "green.txt": b"theirs"}
+    for name in texts:
+        store.delete(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", storage.endpoint)
     build(url, Path("set.jsonl"), BuildOptions(default_caption="", storage=storage), lambda _: None)
     before = Path("set.jsonl").read_bytes()
     assert tag(["set.jsonl", "--model", str(tagger), "--name", "all"]) == 0
@@ -116,5 +128,10 @@ def test_help_names_every_field(verb, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         verb(["--help"])
     text = capsys.readouterr().out
-    fields = ALL[verb.__name__].config_type.model_fields.keys() - {"repo", "model_path", "data_path"}
+    fields = ALL[verb.__name__].config_type.model_fields.keys() - {
+        "repo",
+        "model_path",
+        "data_path",
+        "storage",
+    }
     assert not [name for name in fields if f"--{name.replace('_', '-')}" not in text]

@@ -63,7 +63,6 @@ def test_no_token_in_an_address_is_printed() -> None:
         ["dataset", "fix", "x.jsonl", "-o", f"{BUCKET}/new.jsonl"],
         ["dataset", "build", ".", "-o", f"{BUCKET}/new.jsonl"],
         ["dataset", "export", "x.jsonl", "--to", "parquet", "-o", BUCKET],
-        ["tag", BUCKET],
         ["tag", ".", "--runs-dir", BUCKET],
         ["tag", "--resume", BUCKET],
         ["tag", "--undo", BUCKET],

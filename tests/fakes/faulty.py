@@ -115,6 +115,9 @@ class Request(BaseHTTPRequestHandler):
             if fault == "slow":
                 time.sleep(proxy.slow_s)
             status, headers, body = self.fetch(sent)
+            if fault == "lost":  # done, but without an answer
+                self.close_connection = True
+                return
             self.answer(status, headers, body[::-1] if fault == "garbled" else body, cut=fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815 -- http.server calls them

@@ -44,9 +44,9 @@ class Seaweed:
         """The environment that gives a process access."""
         return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
-    def give_keys(self, key: str, secret: str) -> None:
+    def give_keys(self, key: str, secret: str, actions: str = "Read,Write,List") -> None:
         """Give access to clients with these keys."""
-        self._configure(f"-access_key {key} -secret_key {secret} -buckets {BUCKET} -actions Read,Write,List")
+        self._configure(f"-access_key {key} -secret_key {secret} -buckets {BUCKET} -actions {actions}")
 
     def revoke_keys(self, key: str) -> None:
         """Delete keys that were given."""
@@ -54,7 +54,7 @@ class Seaweed:
 
     def _configure(self, arguments: str) -> None:
         command = [weed_path() or "weed", "shell", *self.admin]
-        line = f"s3.configure -user tester {arguments} -apply\n"
+        line = f"s3.configure -user tester-{arguments.split()[1]} {arguments} -apply\n"
         subprocess.run(command, input=line, text=True, capture_output=True, check=True, timeout=60)
 
 

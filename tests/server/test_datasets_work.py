@@ -222,6 +222,37 @@ def test_each_failure_to_reach_a_bucket_has_its_own_verdict(with_store: Studio, 
     with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": seaweed.secret})
 
 
+def assert_captions_are_edited(studio: Studio, place: str, store: Any) -> None:
+    """One caption, then many; each change only over what was read, and undone to the last byte."""
+    before = {info.name: store.read(info.name) for info in store.list() if not info.name.endswith(".png")}
+    missing = studio.http.put(f"{place}/captions/x", json={"caption": "x"}, headers={"if-match": "*"})
+    assert missing.status_code == 404
+    old = studio.get(f"{place}/captions/den/3 é.png")
+    assert old["caption"] == ""
+    headers = {"if-match": f'"{old["version"]}"'}
+    written = studio.http.put(f"{place}/captions/den/3 é.png", json={"caption": "cubs"}, headers=headers)
+    assert written.status_code == 200
+    assert store.read("den/3 é.txt") == b"cubs\n"
+    again = studio.http.put(f"{place}/captions/den/3 é.png", json={"caption": "no"}, headers=headers)
+    assert again.status_code == 412
+    edit = studio.post(f"{place}/edits", {"operation": {"kind": "add", "tags": ["new"]}}, 201)
+    assert edit["num_changed"] == 4
+    assert store.read("den/3 é.txt") == b"cubs, new\n"
+    shown = {one["item"]: one["caption"] for one in studio.get(f"{place}/images")["images"]}
+    assert shown["den/3 é.png"] == "cubs, new"
+    # Another program's change is neither overwritten nor undone.
+    store.write("0 é.txt", b"theirs")
+    refused = studio.http.post(f"{place}/edits/{edit['id']}/undo", json={})
+    assert [problem["where"] for problem in refused.json()["errors"]] == ["/0 é.png"]
+    undone = studio.post(f"{place}/edits/{edit['id']}/undo", {"is_partial": True}, 200)
+    assert undone["changed_meanwhile"] == ["0 é.png"]
+    now = {name: store.read(name) for name in before}
+    assert now == before | {"0 é.txt": b"theirs"}
+    store.delete("den/3 é.txt")
+    store.write("0 é.txt", before["0 é.txt"])
+    studio.post(f"{place}/edits/preview", {"operation": {"kind": "add", "tags": ["new"]}}, 200)  # scans
+
+
 @pytest.mark.slow
 def test_a_bucket_is_browsed_and_becomes_a_jsonl(
     with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
@@ -242,8 +273,7 @@ def test_a_bucket_is_browsed_and_becomes_a_jsonl(
     small = with_store.http.get(shown[0]["url"], params={"size": 128})
     assert small.headers["content-type"] == "image/webp"
     assert with_store.http.get(shown[0]["url"]).status_code == 409
-    refused = with_store.http.put(f"{place}/captions/x", json={"caption": "x"}, headers={"if-match": "*"})
-    assert refused.status_code == 409
+    assert_captions_are_edited(with_store, place, store)
     done = with_store.post(f"{place}/convert", {"as_run": False}, 200)["result"]
     assert done["num_rows"] == 3
     rows = with_store.get("/api/datasets/far.jsonl/images")["images"]
@@ -280,3 +310,8 @@ def test_a_bucket_shows_the_captions_of_the_jsonl_that_was_uploaded_with_it(
         "den/3 é.png": "a fox",
     }
     assert (shown["den/1 é.png"]["width"], shown["den/1 é.png"]["height"]) == (72, 64)
+    refused = with_store.http.put(
+        f"{place}/captions/0 é.png", json={"caption": "x"}, headers={"if-match": "*"}
+    )
+    assert refused.status_code == 409
+    assert "is in a JSONL of the bucket" in refused.json()["detail"]

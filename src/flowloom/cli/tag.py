@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 OK, WRONG = 0, 2
 SHOWN = 10
 SECONDS_BETWEEN_POLLS = 0.2
-NAMED_BY_MODEL = ("repo", "model_path", "data_path")
+NAMED_OTHERWISE = ("repo", "model_path", "data_path", "storage")
 """Fields whose flags have other names."""
 RESTORE = "restore-captions"
 
@@ -46,8 +47,9 @@ def _verb(name: str, arguments: list[str]) -> int:
         return _watch(task, RunDir.open(args["resume"]))
     if args["undo"]:
         run_dir = RunDir.open(args["undo"])
-        data_path = run_dir.read_run()["config"].get("data_path", "")
-        undo = {"data_path": data_path, "run_path": str(run_dir.path.absolute())}
+        described = run_dir.read_run()["config"]
+        undo = {"data_path": described.get("data_path", ""), "run_path": str(run_dir.path.absolute())}
+        undo["storage"] = _storage(args, described.get("storage") or {})
         return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, args))
     if not args["data_path"]:
         parser.error("give a folder of images or a JSONL, or a run with --resume or --undo")
@@ -57,9 +59,11 @@ def _verb(name: str, arguments: list[str]) -> int:
 def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     import argparse
 
+    from flowloom.cli.lint import add_storage
+
     parser = argparse.ArgumentParser(
         f"flowloom {task.name}",
-        f"flowloom {task.name} FOLDER|FILE.jsonl [--model NAME|DIR] [--preview N] [options]",
+        f"flowloom {task.name} FOLDER|FILE.jsonl|s3://... [--model NAME|DIR] [--preview N] [options]",
         f"{task.title}: write caption files, or the rows of FILE.jsonl. Try a few images with --preview.",
         allow_abbrev=False,
     )
@@ -67,8 +71,8 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     properties = task.schema()["properties"]
     add(
         "data_path",
-        type=_here,
-        metavar="FOLDER|FILE.jsonl",
+        type=_folder_or_bucket,
+        metavar="FOLDER|FILE.jsonl|s3://...",
         nargs="?",
         help=properties["data_path"]["description"],
     )
@@ -83,8 +87,9 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     add("--name", help="name of the run directory; default: the command and the time")
     add("--runs-dir", type=Path, metavar="DIR", default="runs", help="folder of the runs; default: runs")
     for name, field in properties.items():
-        if name not in NAMED_BY_MODEL:
+        if name not in NAMED_OTHERWISE:
             _add_field(parser, name, field)
+    add_storage(parser)
     return parser
 
 
@@ -109,19 +114,19 @@ def _add_field(parser: argparse.ArgumentParser, name: str, field: dict[str, Any]
     parser.add_argument(flag, **options)
 
 
-def _here(text: str) -> Path:
-    """A path on this machine; captions are written there, with their journal."""
-    import argparse
+def _folder_or_bucket(text: str) -> str:
+    from flowloom.config.local_paths import local_path
+    from flowloom.tasks.tagging.config import is_bucket
 
-    from flowloom.config.local_paths import local_path, local_path_error
-    from flowloom.storage.base import scheme_of
+    return text if is_bucket(text) else str(local_path(text))
 
-    if scheme_of(text) in ("s3", "gs", "az"):
-        raise argparse.ArgumentTypeError(
-            f"{local_path_error(text)} Or build a JSONL of it with 'flowloom dataset build' and tag that: "
-            "images are then read from the bucket, and captions can be undone."
-        )
-    return local_path(text)
+
+def _storage(args: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Access to a bucket: the options, over `base`."""
+    from flowloom.cli.lint import storage_of
+    from flowloom.storage.base import StorageSection
+
+    return storage_of(Namespace(**args), StorageSection.model_validate(base)).model_dump()
 
 
 def _list(text: str) -> list[str]:
@@ -133,9 +138,12 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _config(task: FormTask[Any], args: dict[str, Any]) -> dict[str, Any]:
+    from flowloom.tasks.tagging.config import is_bucket
+
     config = {name: value for name, value in args.items() if name in task.config_type.model_fields}
+    config["storage"] = _storage(args, {})
     for name in ("data_path", "image_folder_path", "models_dir"):
-        if config.get(name):
+        if config.get(name) and not (name == "data_path" and is_bucket(config[name])):
             require_local(config[name])
             config[name] = str(Path(config[name]).expanduser().absolute())
     if Path(config["data_path"]).is_file() and not config.get("image_folder_path"):

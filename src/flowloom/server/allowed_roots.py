@@ -19,13 +19,13 @@ _ADDRESS = re.compile(r"(https?|s3|gs|az)://")
 """Matches addresses that are not files on this machine."""
 _MAY_BE_REMOTE = frozenset(
     {
-        *("image_folder_path", "source_path", "dir"),
+        *("image_folder_path", "source_path", "data_path", "dir"),
         *("image_dir", "metadata_file", "conditioning_data_dir", "network_weights"),
         *("pretrained_model_name_or_path", "tokenizer_cache_dir"),
         *("ae", "vae", "clip_l", "clip_g", "t5xxl", "gemma2"),
     }
 )
-"""Keys that may name an object store: images, the source of a dataset, the cache, files of Kohya's runs."""
+"""Keys that may name an object store: images, a dataset, the cache, files of Kohya's runs."""
 _OUTPUT_KEYS = frozenset({"target_dir", "out_path"})
 """Keys for task output, whose names a client chooses."""
 _NAMES_A_PATH = re.compile(

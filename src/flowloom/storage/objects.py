@@ -143,6 +143,15 @@ class Objects(Remote):
 
         return Response(meta["size"], meta["e_tag"], body, _nothing)
 
+    def read_versioned(self, name: str) -> tuple[bytes, str | None]:
+        """The content of an object, and its etag for `write_if`."""
+
+        async def attempt() -> tuple[bytes, str | None]:
+            response = await self.request(Request(name))
+            return await response.body(), response.etag
+
+        return self._with_retries(attempt, name)
+
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
         return self._with_retries(lambda: self._range(name, start, start + length), name)
 

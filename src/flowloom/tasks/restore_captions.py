@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flowloom.errors import Problem
 from flowloom.schema import Section
+from flowloom.storage.base import StorageSection
 from flowloom.tasks.base import FunctionTask, Progress
 
 CHANGES = "captions.jsonl"
@@ -19,8 +20,9 @@ class RestoreConfig(Section):
 
     data_path: str = Field(
         min_length=1,
-        description="Folder or JSONL whose captions are restored: the one that the run wrote to.",
+        description="Folder, bucket or JSONL whose captions are restored: the one that the run wrote to.",
     )
+    storage: StorageSection = Field(StorageSection(), description="Access to a bucket with the captions.")
     run_path: str = Field(
         min_length=1,
         description="Directory of the run that wrote captions. Captions changed since then stay unchanged.",

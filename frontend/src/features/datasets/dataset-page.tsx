@@ -103,7 +103,8 @@ function Tools({
   const [task, setTask] = useState<TaskRequest | null>(null);
   const [dialog, setDialog] = useState<DatasetTask | null>(null);
   const initial = {
-    data_path: dataset?.path ?? "",
+    data_path: dataset?.path ?? dataset?.url ?? "",
+    ...(dataset?.kind === "bucket" && { storage: dataset.storage }),
     ...(dataset?.kind === "jsonl" && { image_folder_path: dataset.images_dir }),
   };
   return (

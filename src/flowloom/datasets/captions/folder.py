@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
-from flowloom.datasets.captions.formats import NO_CAPTION, SUFFIXES, Caption, edited_file, parse_file
-from flowloom.datasets.captions.store import (
-    BATCH_SIZE,
-    CaptionError,
-    Change,
-    OutsideFolder,
-    Written,
-    replacing,
-)
-
-THREADS = 8
-"""Writing many small files is mostly waiting for the disk."""
+from flowloom.datasets.captions.files import CaptionFiles
+from flowloom.datasets.captions.formats import SUFFIXES
+from flowloom.datasets.captions.store import CaptionError, Change, OutsideFolder, replacing
 
 
-class FolderCaptions:
+class FolderCaptions(CaptionFiles):
     """A `CaptionStore`; places are paths of caption files below the folder."""
 
     def __init__(self, folder: Path, suffixes: tuple[str, ...] = SUFFIXES):
@@ -31,8 +19,8 @@ class FolderCaptions:
         Args:
             suffixes: of files that may be written.
         """
+        super().__init__(suffixes)
         self.folder = folder.resolve()
-        self.suffixes = suffixes
         self._folders: dict[str, Path] = {}
         """Checked to be below the folder."""
 
@@ -73,55 +61,13 @@ class FolderCaptions:
             self._folders[folder] = real
         return self._folders[folder] / name
 
-    def caption(self, place: str, data: bytes | None) -> Caption:
-        """The caption in the content of the file."""
-        return NO_CAPTION if data is None else parse_file(Path(place).name, data)
-
-    def edited(
-        self,
-        place: str,
-        data: bytes | None,
-        captions: list[str],
-        is_tags: bool | None = None,  # noqa: ARG002
-    ) -> bytes | None:
-        """The file with other captions; None: no file is needed."""
-        return edited_file(place, data, captions)
-
-    def is_same(self, data: bytes | None, other: bytes | None) -> bool:
-        """True if both are the same bytes."""
-        return data == other
-
-    def rebased(self, change: Change, data: bytes | None) -> Change | None:
-        """`change` if the file contains `change.before`."""
-        return change if data == change.before else None
-
-    def write(
-        self, changes: Iterable[Change], on_written: Callable[[list[Change]], None] = lambda _: None
-    ) -> Written:
-        """Replace the files that still contain `before`, each as a whole or not at all.
+    def replace(self, change: Change) -> bool:
+        """Make `change`.
 
         Raises:
-            OSError: a file cannot be written.
-            CaptionError: a place is not a caption file.
+            OSError: the file cannot be written.
         """
-        written = Written()
-        remaining = iter(changes)
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
-            while batch := list(islice(remaining, BATCH_SIZE)):
-                done = list[Change]()
-                for change, is_done in zip(batch, pool.map(self._replace, batch), strict=True):
-                    if is_done:
-                        done.append(change)
-                    else:
-                        written.changed_meanwhile.append(change.ref)
-                written.num_written += len(done)
-                on_written(done)
-        return written
-
-    def _replace(self, change: Change) -> bool:
         path = self._path(change.place)
-        if path.suffix not in self.suffixes:
-            raise CaptionError(f"{path} is not a {' or '.join(self.suffixes)} file: it was not changed.")
         if self.read(change.place) != change.before:
             return False
         if change.after is None:
@@ -130,24 +76,3 @@ class FolderCaptions:
             with replacing(path) as file:
                 file.write(change.after)
         return True
-
-    def order(self, place: str) -> int:  # noqa: ARG002
-        """0: any order will do."""
-        return 0
-
-    def label(self, place: str) -> str:
-        """The path below the folder."""
-        return place
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def caption_place(item: str, suffix: str, *, is_only: bool) -> str:
-    """Where a new caption of `item` goes: `a.txt` for `a.png`; `a.png.txt` if several images are called `a`.
-
-    Args:
-        is_only: no other image of the folder has the same stem.
-    """
-    stem, dot, _ = item.rpartition(".")
-    return (stem if dot and is_only else item) + suffix

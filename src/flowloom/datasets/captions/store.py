@@ -107,8 +107,16 @@ class CaptionStore(Protocol):
             on_written: gets the changes as they were written, in batches.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError, SourceError: a file cannot be written.
             CaptionError: another program writes the JSONL; it is as that program left it.
+        """
+        ...
+
+    def require_access(self) -> None:
+        """Check that captions can be written, before work that would be lost.
+
+        Raises:
+            CaptionError: they cannot.
         """
         ...
 

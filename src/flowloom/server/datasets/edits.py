@@ -18,7 +18,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from flowloom.datasets.captions.folder import FolderCaptions, caption_place
+from flowloom.datasets.captions.files import caption_place
+from flowloom.datasets.captions.folder import FolderCaptions
 from flowloom.datasets.captions.formats import NO_VERSION, Caption, version_of
 from flowloom.datasets.captions.journal import Journal, pending
 from flowloom.datasets.captions.jsonl import JsonlCaptions, stamp_of
@@ -32,14 +33,17 @@ from flowloom.datasets.captions.store import (
 )
 from flowloom.server.datasets.edit_lock import EditLock
 from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.locations import Dataset
 from flowloom.server.datasets.operations import Operation, applied
 from flowloom.server.datasets.scan import Row, row_of
+from flowloom.server.datasets.store_captions import StoreCaptions
 from flowloom.server.datasets.table import Filter
 from flowloom.server.problems import FieldProblem, NoSuchFile, OutsideRoots, ServiceError
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
 """Number of edits of a dataset that can be undone."""
+ELSEWHERE = "Build a JSONL dataset from the bucket, and edit the captions there."
 NAMED = 20
 """Number of examples in an error."""
 
@@ -110,11 +114,7 @@ class Editor:
     def __init__(self, index: Index, lock: EditLock):
         dataset = index.dataset
         self.index = index
-        self.store: CaptionStore = (
-            JsonlCaptions(dataset.path)
-            if dataset.kind == "jsonl" and dataset.path
-            else FolderCaptions(dataset.folder)
-        )
+        self.store = _store_of(dataset)
         self.folder = index.folder / "edits"
         self.lock = lock
 
@@ -142,6 +142,7 @@ class Editor:
             EditUnderWay: another edit is being made.
         """
         with self.lock.take(f"the caption of {item}"), self._open():
+            self.store.require_access()
             place, data = self._content(item)
             now = self.store.caption(place, data)
             if "*" not in versions and now.version not in versions:
@@ -174,6 +175,7 @@ class Editor:
             EditCancelled: the edit was cancelled before it changed anything.
         """
         with self.lock.take(title), self._open():
+            self.store.require_access()
             self.index.refresh(is_strict=True)
             plan, changed = Plan(), list[CaptionRef]()
             num_matching, _ = self.index.page(selected, "name", 0, 0)
@@ -200,6 +202,7 @@ class Editor:
         edit = self._edit(edit_id)
         title = f"Undone: {edit.title}"
         with self.lock.take(title), closing(Journal(self.folder / f"{edit_id}.jsonl")) as old, self._open():
+            self.store.require_access()
             self.index.refresh(is_strict=True)
             changed: list[CaptionRef] = []
             changes = self.lock.watch("reading", edit.num_changed, old.changes())
@@ -240,6 +243,8 @@ class Editor:
             row = self.index.get(item)
         if row is None:
             raise NoSuchFile(item)
+        if _is_elsewhere(row):
+            raise CaptionError(f"The caption of {item} is in a JSONL of the bucket.", ELSEWHERE)
         place = self._place(row)
         data = self.store.read(place)
         if row.position and data is None:  # the line is gone
@@ -322,7 +327,7 @@ class Editor:
     def _write(self, changes: Iterable[Change]) -> Written:
         """Write `changes`, and update the index."""
         path = self.index.dataset.path
-        if self.index.dataset.kind == "folder" or path is None:
+        if path is None or self.index.dataset.kind == "folder":
             return self.store.write(changes, self.index.update_captions)
         is_current = self.index.stamp() == stamp_of(path)
         lines: list[Change] = []
@@ -340,8 +345,23 @@ class Editor:
         return found
 
 
+def _store_of(dataset: Dataset) -> CaptionStore:
+    if dataset.kind == "bucket":
+        return StoreCaptions(dataset.url, dataset.storage)
+    if dataset.kind == "jsonl" and dataset.path:
+        return JsonlCaptions(dataset.path)
+    return FolderCaptions(dataset.folder)
+
+
+def _is_elsewhere(row: Row) -> bool:
+    """True if the caption is not in a file beside the image, but in a JSONL of the same bucket."""
+    return bool(row.caption) and not row.position and not row.sidecar
+
+
 def _is_unreadable(row: Row) -> bool:
-    """True if the caption file cannot be read, or the line is not a row."""
+    """True if the caption file cannot be read or edited, or the line is not a row."""
+    if _is_elsewhere(row):
+        return True
     if row.position:
         return not row.file
     return bool(row.problem) and not row.caption and row.version != NO_VERSION

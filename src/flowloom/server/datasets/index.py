@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from flowloom.datasets.captions.formats import NO_CAPTION, parse_file
 from flowloom.datasets.captions.jsonl import stamp_of
 from flowloom.datasets.captions.store import Change
 from flowloom.server.datasets.locations import Dataset
-from flowloom.server.datasets.scan import Row, lines_of, opened, pixels_of, row_of, seen_in, seen_one
+from flowloom.server.datasets.scan import Row, folded, lines_of, opened, pixels_of, row_of, seen_in, seen_one
 from flowloom.server.datasets.subprocess_task import running
 from flowloom.server.datasets.table import Table
 from flowloom.server.problems import ServiceError
@@ -168,8 +169,26 @@ class Index(Table):
             state.num_done += len(found)
 
     def update_captions(self, changes: Iterable[Change]) -> None:
-        """Read the captions that were just written for images of a folder."""
+        """Record the captions that were just written for images of a folder or bucket."""
+        if self.dataset.kind == "bucket":
+            self.put([_captioned(row, change) for change in changes if (row := self.get(change.item))])
+            return
         folder = self.dataset.folder
         sidecars = ((change.item, change.place if change.after is not None else "") for change in changes)
         images = (seen for item, sidecar in sidecars for seen in seen_one(folder, item, sidecar))
         self.put([opened(folder, image) for image in images])
+
+
+def _captioned(row: Row, change: Change) -> Row:
+    """`row` with the caption of `change`, and an old stamp, so that the next scan reads the object."""
+    name = change.place.rpartition("/")[2]
+    caption = NO_CAPTION if change.after is None else parse_file(name, change.after)
+    return row._replace(
+        stamp=row.stamp.partition("|")[0],
+        caption=caption.text,
+        folded=folded(caption.text),
+        version=caption.version,
+        is_tags=caption.is_tags,
+        sidecar="" if change.after is None else change.place,
+        problem=caption.problem,
+    )

@@ -65,11 +65,7 @@ class DatasetRegistry:
         return self._of(dataset).index
 
     def editor(self, dataset: Dataset) -> Editor:
-        """The editor of its captions.
-
-        Raises:
-            WrongKind: it is a bucket, whose captions are read-only.
-        """
+        """The editor of its captions."""
         kept = self._of(dataset)
         return Editor(kept.index, kept.lock)
 

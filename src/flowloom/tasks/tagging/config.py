@@ -10,20 +10,30 @@ from pydantic import Field
 
 from flowloom.errors import Problem
 from flowloom.schema import Section, ui
+from flowloom.storage.base import StorageSection, scheme_of
 
 JSONL = ".jsonl"
 IMAGES, MODEL = ui(group="Images"), ui(group="Model")
+
+
+def is_bucket(data_path: str) -> bool:
+    """True if `data_path` is the URL of a folder in a bucket."""
+    return scheme_of(data_path) in ("s3", "gs", "az")
 
 
 class DescribingConfig(Section):
     """The images to describe, and their captions."""
 
     data_path: Annotated[str, IMAGES] = Field(
-        min_length=1, description="A folder of images with any subfolders, or FLOW's JSONL."
+        min_length=1,
+        description="A folder of images with any subfolders, in a bucket too (s3://...), or FLOW's JSONL.",
     )
     image_folder_path: Annotated[str, IMAGES] = Field(
         "",
         description="The folder that names in a JSONL are relative to; empty: the JSONL's.",
+    )
+    storage: Annotated[StorageSection, IMAGES] = Field(
+        StorageSection(), description="Access to a bucket with the images."
     )
     caption_suffix: Annotated[Literal[".txt", ".caption"], IMAGES] = Field(
         ".txt", description="Suffix of the caption files beside the images of a folder."
@@ -63,6 +73,8 @@ REPO_PATTERN = r"^[\w.-]+/[\w.-]+$"
 
 def look_for_data(config: DescribingConfig) -> list[Problem]:
     """Problems of missing images."""
+    if is_bucket(config.data_path):
+        return []  # listed when the run starts
     path = Path(config.data_path)
     if not path.exists():
         return [Problem("data_path", f"{path} does not exist.", "not-found")]

@@ -12,12 +12,16 @@ from flowloom.datasets.build.items import Item, Unusable
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.readers.folder import open_folder
+from flowloom.datasets.build.readers.listing import open_listing
 from flowloom.datasets.build.readers.table import REMOTE
 from flowloom.datasets.build.stores import NamedStores
-from flowloom.datasets.captions.folder import FolderCaptions, caption_place
+from flowloom.datasets.captions.bucket import BucketCaptions
+from flowloom.datasets.captions.files import caption_place
+from flowloom.datasets.captions.folder import FolderCaptions
 from flowloom.datasets.captions.jsonl import JsonlCaptions
 from flowloom.datasets.captions.store import CaptionStore
 from flowloom.errors import DataError, ImageError
+from flowloom.storage.base import StorageSection
 from flowloom.storage.local import find_image
 
 
@@ -74,14 +78,11 @@ class FolderImages:
         entries = list(open_folder(self.folder, BuildOptions(caption_suffixes=(self.suffix,))).items)
         self.unusable += (entry for entry in entries if isinstance(entry, Unusable))
         items = [entry for entry in entries if isinstance(entry, Item)]
-        stems = Counter(split_suffix(item.filename)[0] for item in items)
-        return [Target(item.filename, (self._place(item, stems),)) for item in items]
-
-    def _place(self, item: Item, stems: Counter[str]) -> str:
-        if item.sidecar:
-            return Path(item.sidecar.key).relative_to(self.folder).as_posix()
-        is_only = stems[split_suffix(item.filename)[0]] == 1
-        return caption_place(item.filename, self.suffix, is_only=is_only)
+        sidecars = {
+            item.filename: Path(item.sidecar.key).relative_to(self.folder).as_posix() if item.sidecar else ""
+            for item in items
+        }
+        return _targets(sidecars, self.suffix)
 
     def image(self, target: Target) -> bytes:
         """The content of the file.
@@ -95,15 +96,60 @@ class FolderImages:
         return path.read_bytes()
 
 
+class BucketImages:
+    """An `ImageSet`: the images of a bucket, with captions in objects beside them."""
+
+    writes_at_once = True
+
+    def __init__(self, url: str, suffix: str, storage: StorageSection):
+        """
+        Raises:
+            SourceError, CaptionError: the bucket cannot be opened.
+        """
+        self.url = f"{url.rstrip('/')}/"
+        self.suffix = suffix
+        self.store = BucketCaptions(url, storage, (suffix,))
+        self.unusable: list[Unusable] = []
+
+    def targets(self) -> list[Target]:
+        """The images by folder and name, without those whose captions are in a JSONL of the bucket."""
+        options = BuildOptions(caption_suffixes=(self.suffix,))
+        sidecars: dict[str, str] = {}
+        for entry in open_listing(self.url, self.store.objects, options).items:
+            if isinstance(entry, Unusable):
+                self.unusable.append(entry)
+            elif isinstance(entry, Item) and entry.captions is not None:
+                reason = "its caption is in a JSONL of the bucket: download the JSONL, and describe that"
+                self.unusable.append(Unusable(entry.where, reason))
+            elif isinstance(entry, Item):
+                sidecar = entry.sidecar.key.removeprefix(self.url) if entry.sidecar else ""
+                sidecars[entry.filename.removeprefix(self.url)] = sidecar
+        return _targets(sidecars, self.suffix)
+
+    def image(self, target: Target) -> bytes:
+        """The content of the object."""
+        return self.store.objects.read(target.name)
+
+
+def _targets(sidecars: dict[str, str], suffix: str) -> list[Target]:
+    """Images by name, with the caption file of each; "" for those that have none yet."""
+    stems = Counter(split_suffix(name)[0] for name in sidecars)
+    return [
+        Target(name, (file or caption_place(name, suffix, is_only=stems[split_suffix(name)[0]] == 1),))
+        for name, file in sidecars.items()
+    ]
+
+
 class JsonlImages:
     """An `ImageSet`: the images of a JSONL. An image of several rows is described once."""
 
     writes_at_once = False
 
-    def __init__(self, jsonl: Path, folder: Path | None):
+    def __init__(self, jsonl: Path, folder: Path | None, storage: StorageSection):
         """
         Args:
             folder: of the images; None: that of the JSONL.
+            storage: of images with URLs.
 
         Raises:
             DataError: there is no such file.
@@ -115,7 +161,7 @@ class JsonlImages:
         self.folder = folder or path.parent
         self.store = JsonlCaptions(path)
         self.unusable: list[Unusable] = []
-        self._stores = NamedStores()
+        self._stores = NamedStores(storage)
 
     def targets(self) -> list[Target]:
         """The images, in the order of their first rows."""

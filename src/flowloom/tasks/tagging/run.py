@@ -14,6 +14,7 @@ from flowloom.datasets.captions.journal import Journal, pending
 from flowloom.datasets.captions.store import CaptionError, CaptionRef, CaptionStore, Change, Written
 from flowloom.errors import ConfigError, DataError, Problem, RunError
 from flowloom.run.directory import RunDir
+from flowloom.storage.base import StorageSection
 from flowloom.tasks.base import Progress
 from flowloom.tasks.restore_captions import CHANGES, RestoreConfig
 from flowloom.tasks.tagging.batches import (
@@ -26,8 +27,8 @@ from flowloom.tasks.tagging.batches import (
     prepare_all,
     usable_of,
 )
-from flowloom.tasks.tagging.config import DescribingConfig
-from flowloom.tasks.tagging.image_sets import FolderImages, ImageSet, JsonlImages, Target
+from flowloom.tasks.tagging.config import DescribingConfig, is_bucket
+from flowloom.tasks.tagging.image_sets import BucketImages, FolderImages, ImageSet, JsonlImages, Target
 from flowloom.tasks.tagging.merging import Description, merged
 from flowloom.tasks.tagging.processes import Answer, Captioner, Load, captioner_processes
 
@@ -49,15 +50,30 @@ class _Outcome:
     preview: list[dict[str, Any]] = field(default_factory=list)
 
 
-def open_images(data_path: Path, image_folder: str, suffix: str) -> ImageSet:
-    """The images of a folder or JSONL.
+def open_images(data_path: str, image_folder: str, suffix: str, storage: StorageSection) -> ImageSet:
+    """The images of a folder, a bucket or a JSONL.
 
     Raises:
         DataError: there is no such folder or file.
+        SourceError: the bucket cannot be opened.
     """
-    if data_path.is_file():
-        return JsonlImages(data_path, Path(image_folder) if image_folder else None)
-    return FolderImages(data_path, suffix)
+    if is_bucket(data_path):
+        return BucketImages(data_path, suffix, storage)
+    if Path(data_path).is_file():
+        return JsonlImages(Path(data_path), Path(image_folder) if image_folder else None, storage)
+    return FolderImages(Path(data_path), suffix)
+
+
+def require_access(store: CaptionStore) -> None:
+    """Check that captions can be written, before work that would be lost.
+
+    Raises:
+        DataError: they cannot.
+    """
+    try:
+        store.require_access()
+    except CaptionError as error:
+        raise DataError(f"{error} {error.hint}".rstrip()) from error
 
 
 def describe(config: DescribingConfig, progress: Progress, find: Callable[[], Load]) -> None:
@@ -70,8 +86,10 @@ def describe(config: DescribingConfig, progress: Progress, find: Callable[[], Lo
         FlowloomError: there is no usable image, or no usable model.
     """
     progress.phase("listing")
-    images = open_images(Path(config.data_path), config.image_folder_path, config.caption_suffix)
+    images = open_images(config.data_path, config.image_folder_path, config.caption_suffix, config.storage)
     with closing(images.store), closing(Journal(progress.run_dir.path / CHANGES)) as journal:
+        if not config.preview:
+            require_access(images.store)
         targets = images.targets()
         if not targets:
             first = f" {images.unusable[0].where}: {images.unusable[0].reason}." if images.unusable else ""
@@ -310,14 +328,14 @@ def restore(config: RestoreConfig, progress: Progress) -> None:
     if run.is_running():
         raise RunError(f"{run.path} is running and would write more captions. Stop it first.")
     described = run.read_run()["config"]
-    data_path = Path(config.data_path)
     # The files to write are not taken from the run directory, which may come from somewhere else.
-    if data_path.resolve() != Path(str(described.get("data_path"))).resolve():
+    if not _is_same_place(config.data_path, str(described.get("data_path"))):
         message = f"the run {run.path} wrote to {described.get('data_path')}."
         raise ConfigError(str(run.path), [Problem("data_path", message)])
     suffix = ".caption" if described.get("caption_suffix") == ".caption" else ".txt"
     progress.phase("restoring")
-    store = open_images(data_path, "", suffix).store
+    store = open_images(config.data_path, "", suffix, config.storage).store
+    require_access(store)
     changed: list[CaptionRef] = []
     with closing(store), closing(Journal(run.path / CHANGES)) as journal:
         changes = _watched(journal.changes(store), len(journal.offsets), progress)
@@ -326,6 +344,12 @@ def restore(config: RestoreConfig, progress: Progress) -> None:
     progress.save_result(
         {"num_restored": written.num_written, "changed_meanwhile": changed_meanwhile[:NAMED]}
     )
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    if is_bucket(one) or is_bucket(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _watched(changes: Iterable[Change], total: int, progress: Progress) -> Iterator[Change]:
