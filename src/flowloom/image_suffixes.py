@@ -4,6 +4,10 @@ COMMON_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Previews, and the formats that FLOW tries in this order if the file of a row is missing."""
 JXL_SUFFIX = ".jxl"
 """FLOW reads a JPEG XL of the same stem instead of the file that a row names."""
+CLIP_SUFFIXES = (".mp4", ".webm")
+"""Previews that are clips."""
+POSTER = ".poster"
+"""End of the stem of a clip's poster: 00.mp4 has 00.poster.png."""
 IMAGE_SUFFIXES = frozenset({
     *COMMON_SUFFIXES, JXL_SUFFIX,
     ".jpe", ".jfif", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff", ".svg",
@@ -23,5 +27,7 @@ MEDIA_TYPES = {
     ".avif": "image/avif",
     ".bmp": "image/bmp",
     ".jxl": "image/jxl",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
 }
 """Formats that a browser may display. Everything else, above all SVG with scripts, is a download."""

@@ -35,6 +35,11 @@ def idle(**sections: Any) -> list[str]:
         ),
         ({"method": {"kind": "dora", "lokr_factor": 4}}, "method.lokr_factor: no effect with method dora."),
         ({"lora": LORA, "method": {"kind": "full"}}, "lora: no effect with method full."),
+        ({"video": {"num_frames": [5]}}, "video.num_frames: no effect with a model of images."),
+        (
+            {"inference": {"num_frames": 5}},
+            "inference.num_frames, inference.fps: no effect with a model of images.",
+        ),
         (
             {"training": {"trained_double_blocks": 2}},
             "training.trained_double_blocks: no effect with method full.",

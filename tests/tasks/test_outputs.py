@@ -277,9 +277,9 @@ def test_a_merge_requires_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
 
 def test_the_order_of_a_grid_is_the_order_of_its_files():
     config = SampleConfig(prompts=["a", "b"], grid={"cfg": [1, 4]}, seed=3)  # pyright: ignore[reportArgumentType]
-    assert [(shot.file, shot.prompt, shot.cfg, shot.seed) for shot in shots(config)] == [
-        ("0000.png", "a", 1, 3),
-        ("0001.png", "a", 4, 3),
-        ("0002.png", "b", 1, 3),
-        ("0003.png", "b", 4, 3),
+    assert [(shot.stem, shot.prompt, shot.cfg, shot.seed) for shot in shots(config)] == [
+        ("0000", "a", 1, 3),
+        ("0001", "a", 4, 3),
+        ("0002", "b", 1, 3),
+        ("0003", "b", 4, 3),
     ]

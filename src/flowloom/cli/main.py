@@ -137,6 +137,8 @@ def _sample(arguments: list[str]) -> int:
     add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")
     add("--negative", default="", metavar="TEXT", help="negative prompt")
     add("--size", type=_size, metavar="WxH", help="pixels, multiples of 16; default: as the run's previews")
+    add("--frames", type=int, metavar="N", help="frames of a clip; default: as the run's previews")
+    add("--fps", type=float, metavar="RATE", help="frame rate of a clip; default: as the run's previews")
     add("--steps", type=int, metavar="N", help="sampler steps; default: those of the run's previews")
     add("--cfg", type=float, metavar="SCALE", help="guidance scale; default: that of the run's previews")
     add("--guidance", type=float, default=0.0, help="distilled guidance; default: 0, for Chroma")
@@ -157,13 +159,15 @@ def _sample(arguments: list[str]) -> int:
 
     from flowloom.config.flow_format.read import read_config
     from flowloom.config.run import InferenceSection
-    from flowloom.engine.preview import SamplingParams
+    from flowloom.engine.preview import SamplingParams, clip_size
     from flowloom.engine.sample import SampleRequest, sample
     from flowloom.run.model_source import config_around
 
     config = read_config(args.config).config if args.config else config_around(args.source)
     usual = next(iter(config.previews if config else []), InferenceSection(cfg=4.0))
     width, height = args.size or usual.image_dim
+    clip = {"num_frames": args.frames or usual.num_frames, "fps": args.fps or usual.fps}
+    num_frames, fps = clip_size(usual.model_copy(update=clip), config) if config else (1, None)
     params = SamplingParams(
         width,
         height,
@@ -172,6 +176,8 @@ def _sample(arguments: list[str]) -> int:
         guidance=args.guidance,
         sampler=args.sampler,
         negative=args.negative,
+        num_frames=num_frames,
+        fps=fps,
     )
     request = SampleRequest(
         args.source, args.prompt, args.out_dir, params, config, args.lora, args.seed, args.weights

@@ -233,7 +233,9 @@ class PreviewSection(Section):
     weights: Literal["ema", "raw"] = "ema"
     """Weights used for previews; without EMA, always raw."""
     format: Literal["png", "webp"] = "png"
-    """Image file format."""
+    """Image file format, also of the posters of clips."""
+    clip_format: Literal["mp4", "webm"] = "mp4"
+    """Video file format: H.264 in MP4, or VP9 in WebM."""
     max_batch: Period = 4
     """Maximum number of previews generated at once."""
 

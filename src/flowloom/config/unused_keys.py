@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.models.family import family_for
 
 TRAINING = "training.change_layer_every training.trained_single_blocks training.trained_double_blocks"
 ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
@@ -52,9 +53,15 @@ IDLE: tuple[Idle, ...] = (
         "while validation.share is 0",
     ),
     Idle(
-        "preview.sampler preview.batch_caption preview.weights preview.format preview.max_batch",
+        "preview.sampler preview.batch_caption preview.weights preview.format preview.max_batch "
+        "preview.clip_format",
         lambda c: not c.previews,
         "without an inference section",
+    ),
+    Idle(
+        "video.num_frames video.fps preview.clip_format",
+        lambda c: family_for(c.model).defaults.clips is None,
+        "with a model of images",
     ),
     Idle("lr_schedule.decay_share", lambda c: c.lr_schedule.kind != "wsd", "unless lr_schedule.kind is wsd"),
     Idle("lr_schedule.min_ratio", lambda c: c.lr_schedule.kind == "constant", "with a constant rate"),
@@ -130,8 +137,11 @@ def _of_masks(place: str, section: Any, is_used: bool) -> Iterator[str]:
 
 
 def _of_previews(config: RunConfig) -> Iterator[str]:
+    takes_clips = family_for(config.model).defaults.clips is not None
     places = ["inference"] if config.inference else []
     places += [f"extra_inference_config.{i}" for i in range(len(config.extra_inference_config))]
     for place, section in zip(places, config.previews, strict=True):
         if section.first_n_steps_wo_cfg and section.cfg == 1:
             yield f"{place}.first_n_steps_wo_cfg: no effect while {place}.cfg is 1."
+        if (section.num_frames or section.fps) and not takes_clips:
+            yield f"{place}.num_frames, {place}.fps: no effect with a model of images."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, pairwise
 
@@ -103,7 +104,10 @@ def _sent_texts(texts: Sequence[Conditioning], device: torch.device) -> list[Con
 
 
 def _token_weight(loaded: SampleBatch, grid: Grid, patch: int, device: torch.device) -> Tensor | None:
-    """(B, L): the mean of each sample's mask over the pixels of each token; None where none has a mask."""
+    """(B, L): the mean of each sample's mask over the pixels of each token; None where none has a mask.
+
+    The mask of a clip is the same in all of its frames.
+    """
     masks = [sample.mask for sample in loaded.samples]
     if all(mask is None for mask in masks):
         return None
@@ -111,9 +115,10 @@ def _token_weight(loaded: SampleBatch, grid: Grid, patch: int, device: torch.dev
     everything = np.full((height, width), 255, np.uint8)
     planes = torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
     # Latents per token, and pixels per latent.
-    sides = patch * (height // grid[0]), patch * (width // grid[1])
+    *frames, rows, columns = grid
+    sides = patch * (height // rows), patch * (width // columns)
     weight = nn.functional.avg_pool2d(planes[:, None].double() / 255, sides)
-    return sent(weight.flatten(1).float(), device)
+    return sent(weight.flatten(1).float().repeat(1, math.prod(frames)), device)
 
 
 def updates_of(batch: LatentBatch, sizes: Sequence[int], done: int) -> Iterator[LatentBatch]:

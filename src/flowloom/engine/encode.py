@@ -27,7 +27,7 @@ class Encodings(NamedTuple):
     latents: Tensor
     """(B, L, D) float32, packed."""
     grid: Grid
-    """Height and width of the latent planes before they were packed."""
+    """Size of the latents before they were packed, without channels."""
     texts: list[Conditioning]
     """The named tensors of each of B captions."""
     text_lengths: list[int]
@@ -108,7 +108,7 @@ class Encoders:
     def encode(self, batch: SampleBatch) -> Encodings:
         """Latents and text states of every sample of `batch`."""
         planes = self._drawn(batch, self.planes(batch.samples, batch.bucket))
-        latents, grid = self.family.pack(planes.float()), (planes.shape[-2], planes.shape[-1])
+        latents, grid = self.family.pack(planes.float()), tuple(planes.shape[2:])
         captions = [sample.caption for sample in batch.samples]
         if self.union_mask:
             # FLOW shows each sample the states of padding: they depend on the rest of the batch.
@@ -140,7 +140,7 @@ class Encoders:
     @torch.no_grad()
     def _encode_images(self, samples: Sequence[Sample]) -> Tensor:
         pixels = np.stack([_pixels(sample) for sample in samples])
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        images = torch.from_numpy(pixels).to(self.device).movedim(-1, 1)
         images = images.to(self.dtype) / 127.5 - 1
         vae = self.autoencoder
         return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()

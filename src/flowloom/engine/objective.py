@@ -36,7 +36,7 @@ class LatentBatch:
     loss_weight: Tensor
     """(B,) float32."""
     grid: Grid
-    """Height and width of the latents that were packed."""
+    """Size of the latents that were packed, without channels."""
     token_weight: Tensor | None = None
     """(B, L) float32 in [0, 1]: the loss weight of each token; None: 1."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from flowloom.config.run import InferenceSection, RunConfig
+from flowloom.engine.clips import Generated, generated, save_generated
 from flowloom.engine.encode import Encoders
 from flowloom.engine.parallel.ranks import ALONE, Ranks
 from flowloom.engine.randomness import generator
@@ -23,7 +24,7 @@ from flowloom.files import write_json
 from flowloom.flow_matching.guidance import guided, uses_cfg
 from flowloom.flow_matching.path import velocity_from_x0
 from flowloom.flow_matching.samplers import SAMPLERS, Model
-from flowloom.models.family import Conditioning, Grid, family_of
+from flowloom.models.family import Conditioning, Grid, family_for, family_of
 from flowloom.run.directory import RunDir
 
 
@@ -41,6 +42,10 @@ class SamplingParams:
     negative: str = ""
     max_tokens: int | None = None
     """Maximum length of prompts in tokens; None: that of captions."""
+    num_frames: int = 1
+    """Frames of a clip; 1: an image."""
+    fps: float | None = None
+    """Frame rate of a clip."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class SampleGenerator:
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], params: SamplingParams
-    ) -> list[Image.Image]:
-        """One image for each prompt and seed; the same alone or in a batch.
+    ) -> list[Generated]:
+        """One image or clip for each prompt and seed; the same alone or in a batch.
 
         The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
         is shifted towards noise for larger images.
@@ -77,16 +82,18 @@ class SampleGenerator:
             x = sampler(with_cfg, x, levels[start:])
         if not self.sharers.is_first:
             return []
-        return [self._decode(family.unpack(tokens, grid)) for tokens in torch.split(x, 1)]
+        return [self._decode(family.unpack(tokens, grid), params.fps) for tokens in torch.split(x, 1)]
 
     def _start(
         self, prompts: Sequence[str], seeds: Sequence[int], params: SamplingParams
     ) -> tuple[Tensor, list[Conditioning], Grid]:
         """Noise, texts with the negative one last, and grid; on the CPU."""
         family, codec = family_of(self.model), self.encoders.autoencoder
-        pixels = codec.factor * family.patch
-        grid = params.height // pixels * family.patch, params.width // pixels * family.patch
-        tokens, width = grid[0] * grid[1] // family.patch**2, codec.channels * family.patch**2
+        pixels, clips = codec.factor * family.patch, family.defaults.clips
+        grid: Grid = (params.height // pixels * family.patch, params.width // pixels * family.patch)
+        if clips:
+            grid = ((params.num_frames - 1) // clips.frames_per_latent + 1, *grid)
+        tokens, width = math.prod(grid) // family.patch**2, codec.channels * family.patch**2
         noises = [torch.randn(tokens, width, generator=generator(seed, "picture")) for seed in seeds]
         texts = self.encoders.prompts([*prompts, params.negative], params.max_tokens)
         return torch.stack(noises), texts, grid
@@ -114,15 +121,16 @@ class SampleGenerator:
 
         return plain, with_cfg
 
-    def _decode(self, latents: Tensor) -> Image.Image:
+    def _decode(self, latents: Tensor, fps: float | None) -> Generated:
         pixels = self.encoders.autoencoder.decode(latents.to(self.encoders.dtype))
         levels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+        return generated(levels.movedim(0, -1).cpu().numpy(), fps)
 
 
-def sampling_params(section: InferenceSection, sampler: str) -> SamplingParams:
+def sampling_params(section: InferenceSection, config: RunConfig) -> SamplingParams:
     """The sampling parameters of a FLOW inference section."""
     width, height = section.image_dim
+    num_frames, fps = clip_size(section, config)
     return SamplingParams(
         width,
         height,
@@ -130,9 +138,20 @@ def sampling_params(section: InferenceSection, sampler: str) -> SamplingParams:
         section.cfg,
         section.guidance,
         section.first_n_steps_wo_cfg,
-        sampler,
+        config.preview.sampler,
         max_tokens=section.t5_max_length,
+        num_frames=num_frames,
+        fps=fps,
     )
+
+
+def clip_size(section: InferenceSection, config: RunConfig) -> tuple[int, float | None]:
+    """Number of frames and frame rate of a preview: stated, or those of the training clips."""
+    clips = family_for(config.model).defaults.clips
+    if clips is None:
+        return 1, None
+    longest = max(config.video.num_frames, default=clips.num_frames)
+    return section.num_frames or longest, section.fps or config.video.fps or clips.fps
 
 
 def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSection]:
@@ -150,7 +169,7 @@ def generate_previews(
 ) -> Path:
     """Generate the previews of `sections` into the sample folder of the current step; return the folder.
 
-    Each image's seed depends only on its position, so that steps can be compared. Ranks that share
+    The seed of each depends only on its position, so that steps can be compared. Ranks that share
     the network call this together; the first one writes.
     """
     final = run_dir.samples_dir(state.position.step)
@@ -166,7 +185,7 @@ def generate_previews(
             if caption is not None and state.config.preview.batch_caption:
                 prompts.append(caption)
             is_from_batch = [*[False] * len(section.prompts), True][: len(prompts)]
-            params = sampling_params(section, state.config.preview.sampler)
+            params = sampling_params(section, state.config)
             seeds = [state.config.training.master_seed + i for i in range(len(prompts))]
             images = generate_in_batches(
                 sample_generator, prompts, seeds, params, state.config.preview.max_batch
@@ -174,11 +193,11 @@ def generate_previews(
             if not state.ranks.is_first:
                 deque(images, maxlen=0)
                 continue
+            formats = state.config.preview.format, state.config.preview.clip_format
             for image, prompt, seed, mark in zip(images, prompts, seeds, is_from_batch, strict=True):
-                name = f"{len(records):02d}.{state.config.preview.format}"
-                image.save(partial / name)
-                record = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
-                records.append(record | asdict(params))
+                files = save_generated(image, partial, f"{len(records):02d}", *formats)
+                record = {"prompt": prompt, "seed": seed, "from_batch": mark}
+                records.append(files | record | record_of(params))
     if state.ranks.is_first:
         write_json(partial / "samples.json", records)
         shutil.rmtree(final, ignore_errors=True)
@@ -192,11 +211,19 @@ def generate_in_batches(
     seeds: Sequence[int],
     params: SamplingParams,
     size: int,
-) -> Iterator[Image.Image]:
+) -> Iterator[Generated]:
     """`SampleGenerator.generate` for any number of prompts, `size` at a time."""
     for start in range(0, len(prompts), size):
         cut = slice(start, start + size)
         yield from sample_generator.generate(prompts[cut], seeds[cut], params)
+
+
+def record_of(params: SamplingParams) -> dict[str, Any]:
+    """`params` for samples.json; an image has no frames."""
+    record = asdict(params)
+    if params.num_frames == 1:
+        del record["num_frames"], record["fps"]
+    return record
 
 
 def averaged(state: TrainState) -> AbstractContextManager[None]:

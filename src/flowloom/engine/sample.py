@@ -1,9 +1,9 @@
-"""`flowloom sample`: images from a run, a checkpoint or a weights file, with LoRAs."""
+"""`flowloom sample`: images and clips from a run, a checkpoint or a weights file, with LoRAs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from flowloom.config.remote_models import with_local_models
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine import checkpoint
 from flowloom.engine.build import load_encoders, load_network
+from flowloom.engine.clips import save_generated
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import HEADROOM, free_bytes
-from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches
+from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches, record_of
 from flowloom.engine.state import choose_precision
 from flowloom.errors import ConfigError, RunError, WeightsError
 from flowloom.files import write_json
@@ -51,7 +52,7 @@ class SampleRequest:
 
 
 def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Generate one image for each prompt in `out_dir`, with `samples.json`; return the images' paths.
+    """Generate an image or clip for each prompt in `out_dir`, with `samples.json`; return their paths.
 
     Args:
         warn: called with notes on adapter files.
@@ -70,11 +71,10 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
     for i, image in enumerate(
         generate_in_batches(sample_generator, request.prompts, seeds, request.params, MAX_BATCH)
     ):
-        path = request.out_dir / f"{i:02d}.png"
-        image.save(path)
-        paths.append(path)
-        record = {"file": path.name, "prompt": request.prompts[i], "seed": seeds[i]}
-        records.append(record | {"source": str(request.source)} | asdict(request.params))
+        files = save_generated(image, request.out_dir, f"{i:02d}", "png", "mp4")
+        paths.append(request.out_dir / files["file"])
+        record = {"prompt": request.prompts[i], "seed": seeds[i], "source": str(request.source)}
+        records.append(files | record | record_of(request.params))
     write_json(request.out_dir / "samples.json", records)
     return paths
 

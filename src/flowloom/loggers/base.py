@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from flowloom.errors import ConfigError, Problem
-from flowloom.image_suffixes import COMMON_SUFFIXES
+from flowloom.image_suffixes import COMMON_SUFFIXES, POSTER
 from flowloom.loggers.metrics import METRICS
 from flowloom.schema import Section
 
@@ -74,8 +74,10 @@ def previews(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, 
     records_path = folder / "samples.json"
     records: list[dict[str, Any]] = json.loads(records_path.read_text()) if records_path.exists() else []
     prompts = {record["file"]: record.get("prompt", "") for record in records}
+    # Trackers show the poster of a clip under the clip's name.
+    prompts |= {record["poster"]: record.get("prompt", "") for record in records if "poster" in record}
     for path in sorted(path for path in folder.iterdir() if path.suffix in COMMON_SUFFIXES):
-        yield f"samples/{path.stem}", path, prompts.get(path.name, "")
+        yield f"samples/{path.stem.removesuffix(POSTER)}", path, prompts.get(path.name, "")
 
 
 def remembered(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowloom.errors import RunError
-from flowloom.image_suffixes import COMMON_SUFFIXES
+from flowloom.image_suffixes import CLIP_SUFFIXES, COMMON_SUFFIXES, POSTER
 from flowloom.json_types import is_object
 from flowloom.run.directory import ABANDONED, RunDir
 from flowloom.run.events import read_events
@@ -53,12 +53,13 @@ def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> li
 
 
 def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
-    """The previews, each with its results folder, except those of abandoned attempts."""
+    """The previews, each with its results folder, except those of abandoned attempts and posters of clips."""
     for folder, since in _folders(run_dir, "samples", _content(run_dir, None)).items():
         for entry in _written(folder, since, "**/*"):
             passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
             if (
-                entry.suffix.lower() in COMMON_SUFFIXES
+                entry.suffix.lower() in (*COMMON_SUFFIXES, *CLIP_SUFFIXES)
+                and not entry.stem.endswith(POSTER)
                 and not passes
                 and not (entry.parent / ABANDONED).exists()
             ):

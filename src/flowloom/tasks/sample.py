@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from flowloom.config.device_sections import ParallelSection
-from flowloom.config.flow_format.sections import Pixels
+from flowloom.config.flow_format.sections import InferenceSection, Period, Pixels
 from flowloom.config.model_files import missing_model_files, resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.errors import Problem
-from flowloom.files import replacing, write_json
+from flowloom.files import write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.model_library.scan import look
 from flowloom.models.family import family_for
@@ -26,8 +26,6 @@ from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.export import Strength
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from flowloom.engine.preview import SamplingParams
     from flowloom.engine.sample import SampleRequest
 
@@ -99,6 +97,10 @@ class SampleConfig(Section, title="Images"):
     """Number of first steps without classifier-free guidance; -1 for none."""
     sampler: SamplerName = "euler"
     """Sampling method."""
+    num_frames: Period | None = None
+    """Frames of a clip, 4n + 1 for Wan; 1: an image; empty: as in training. Models of images ignore it."""
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frame rate of a clip; empty: that of the training clips."""
     grid: GridSection = GridSection()
     """Lists of settings for an XY grid."""
     parallel: ParallelSection = ParallelSection()
@@ -109,7 +111,8 @@ class SampleConfig(Section, title="Images"):
 class Shot:
     """One image to generate."""
 
-    file: str
+    stem: str
+    """Name of its file without a suffix."""
     source: str
     weights: Literal["ema", "raw"]
     prompt: str
@@ -136,7 +139,7 @@ def shots(config: SampleConfig) -> Iterator[Shot]:
     for i, ((source, weights), setting) in enumerate(product(networks, settings)):
         prompt, number, sampler, steps, cfg, strength = setting
         seed = config.seed + number
-        yield Shot(f"{i:04d}.png", source, weights, prompt, seed, steps, cfg, sampler, strength)
+        yield Shot(f"{i:04d}", source, weights, prompt, seed, steps, cfg, sampler, strength)
 
 
 def run_config(config: SampleConfig) -> RunConfig:
@@ -199,14 +202,16 @@ def _lora_problems(config: SampleConfig, i: int, lora: LoraSource) -> Iterator[P
 
 def _sample(config: SampleConfig, progress: Progress) -> None:
     """Every image is saved as a preview of step 0 as soon as it is generated."""
+    from flowloom.engine.clips import save_generated
+    from flowloom.engine.preview import record_of
     from flowloom.engine.sample import load_with_adapters
 
     folder = progress.run_dir.samples_dir(0)
     folder.mkdir(parents=True, exist_ok=True)
     records = _existing_records(folder)
     planned = list(shots(config))
-    done = {record["file"] for record in records}
-    pending = [shot for shot in planned if shot.file not in done]
+    done = {Path(record["file"]).stem for record in records}
+    pending = [shot for shot in planned if shot.stem not in done]
     if not pending:
         return
     noted: set[str] = set()
@@ -223,9 +228,9 @@ def _sample(config: SampleConfig, progress: Progress) -> None:
             for adapter, strength in adapters:
                 adapter.set_strength(strength * shot.lora_strength)
             params = _sampling_params(config, shot)
-            (image,) = sample_generator.generate([shot.prompt], [shot.seed], params)
-            _save(image, folder / shot.file)
-            records.append(_record(config, shot) | asdict(params) | _with_loras(config, shot))
+            (made,) = sample_generator.generate([shot.prompt], [shot.seed], params)
+            files = save_generated(made, folder, shot.stem, "png", "mp4")
+            records.append(files | _record(config, shot) | record_of(params) | _with_loras(config, shot))
             write_json(folder / "samples.json", records)
             progress.emit("sampled", step=0, dir=f"samples/{folder.name}")
             progress.step(len(records), len(planned))
@@ -254,7 +259,7 @@ def _request(
 
 def _record(config: SampleConfig, shot: Shot) -> dict[str, Any]:
     source = shot.source or str(run_config(config).model.network_path)
-    record = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": source}
+    record = {"prompt": shot.prompt, "seed": shot.seed, "source": source}
     return record | ({"weights": shot.weights} if config.grid.weights else {})
 
 
@@ -268,8 +273,10 @@ def _existing_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _sampling_params(config: SampleConfig, shot: Shot) -> SamplingParams:
-    from flowloom.engine.preview import SamplingParams
+    from flowloom.engine.preview import SamplingParams, clip_size
 
+    asked = InferenceSection(num_frames=config.num_frames, fps=config.fps)
+    num_frames, fps = clip_size(asked, run_config(config))
     return SamplingParams(
         config.width,
         config.height,
@@ -279,12 +286,9 @@ def _sampling_params(config: SampleConfig, shot: Shot) -> SamplingParams:
         first_n_steps_wo_cfg=config.first_n_steps_wo_cfg,
         sampler=shot.sampler,
         negative=config.negative,
+        num_frames=num_frames,
+        fps=fps,
     )
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    with replacing(path) as file:
-        image.save(file, "png")
 
 
 def _with_loras(config: SampleConfig, shot: Shot) -> dict[str, Any]:

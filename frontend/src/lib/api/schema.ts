@@ -1136,7 +1136,7 @@ export interface paths {
         };
         /**
          * Read a sample or its thumbnail
-         * @description The original image, or a cached WebP thumbnail.
+         * @description The original image or clip, or a cached WebP thumbnail; a clip can be read by ranges.
          */
         get: operations["samples-read_sample"];
         put?: never;
@@ -4598,7 +4598,7 @@ export interface components {
         };
         /**
          * Sample
-         * @description One generated image.
+         * @description One generated image or clip.
          */
         Sample: {
             /**
@@ -4613,6 +4613,12 @@ export interface components {
              * @default false
              */
             from_batch?: boolean;
+            /**
+             * Media
+             * @default image
+             * @enum {string}
+             */
+            media?: "image" | "video";
             /** Prompt */
             prompt?: string | null;
             /** Seed */

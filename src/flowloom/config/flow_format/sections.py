@@ -99,6 +99,10 @@ class InferenceSection(Section):
     """Width and height in pixels, multiples of 16."""
     t5_max_length: Tokens | None = None
     """Maximum prompt length in tokens; null: that of captions."""
+    num_frames: Period | None = None
+    """Frames of a clip, 4n + 1 for Wan; 1: an image; null: as many as the longest training clips."""
+    fps: Annotated[float, Field(gt=0, le=1000), ui(unit="frames/s")] | None = None
+    """Frame rate of a clip; null: that of the training clips."""
 
 
 class DataloaderSection(Section):

@@ -89,10 +89,11 @@ def to_comfy(
 ) -> dict[str, Tensor]:
     """Tensors by ComfyUI's names."""
     renamed: dict[str, Tensor] = {}
-    prefix = _names(meta).comfy_prefix
-    for name, layer in layers_of(state, meta).items():
-        for suffix, tensor in _with_alpha(with_scale_over_base(name, layer, base)):
-            renamed[f"{prefix}{name}.{suffix}"] = tensor
+    known = _names(meta)
+    layers = {name: with_scale_over_base(name, layer, base) for name, layer in layers_of(state, meta).items()}
+    for name, layer in (_as_in_checkpoint(layers, known) if known.joins_for_comfy else layers).items():
+        for suffix, tensor in _with_alpha(layer):
+            renamed[f"{known.comfy_prefix}{name}.{suffix}"] = tensor
     return renamed
 
 
@@ -102,7 +103,8 @@ def to_kohya(
     """Tensors by the names of kohya's sd-scripts and of LyCORIS."""
     renamed: dict[str, Tensor] = {}
     layers = {name: with_scale_over_sum(name, layer, base) for name, layer in layers_of(state, meta).items()}
-    for name, layer in _as_in_checkpoint(layers, _names(meta)).items():
+    known = _names(meta)
+    for name, layer in (_as_in_checkpoint(layers, known) if known.joins_for_kohya else layers).items():
         for suffix, tensor in _with_alpha(layer):
             theirs = suffix.replace("lora_A", "lora_down").replace("lora_B", "lora_up")
             renamed[f"{names.to_kohya(name)}.{theirs}"] = tensor
@@ -134,9 +136,7 @@ def _names(meta: Mapping[str, Any]) -> names.LoraNames:
 
 
 def _as_in_checkpoint(layers: dict[str, Layer], known: names.LoraNames) -> dict[str, Layer]:
-    """The layers of diffusers' network joined as the checkpoint has them; our own layers are unchanged."""
-    if not known.has_diffusers_layers:
-        return layers
+    """The layers of diffusers' network joined as the checkpoint has them."""
     wholes: dict[str, list[Layer | None]] = {}
     for name, layer in layers.items():
         whole, part, num_parts = known.from_diffusers(name) or (name, 0, 1)

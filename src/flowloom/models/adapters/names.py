@@ -80,6 +80,10 @@ class LoraNames:
         readers: rules of the programs that an adapter is exported to, by format; each export is verified by
             them.
         has_diffusers_layers: the network here is diffusers', whose layers are the parts.
+        comfy_prefix: of the names in ComfyUI's files; by default diffusers' where ComfyUI reads FLUX's layers
+            by diffusers' names as well, so that no layers need to be joined.
+        joins_for_comfy: ComfyUI reads only the checkpoint's layers.
+        joins_for_kohya: kohya's files have the checkpoint's layers rather than their parts.
     """
 
     def __init__(  # noqa: PLR0913 -- one table of a family
@@ -92,13 +96,18 @@ class LoraNames:
         implementation: str,
         readers: Mapping[str, KeyRules],
         has_diffusers_layers: bool = False,
+        comfy_prefix: str = "",
+        joins_for_comfy: bool = False,
+        joins_for_kohya: bool = True,
     ):
         self._stacks, self._outer = stacks, outer
         self.title, self.spec, self.implementation = title, spec, implementation
         self.readers = readers
         self.has_diffusers_layers = has_diffusers_layers
-        self.comfy_prefix = DIFFUSERS_PREFIX if has_diffusers_layers else COMFY_PREFIX
-        """ComfyUI reads FLUX's layers by diffusers' names as well, so no layers need to be joined."""
+        is_split = has_diffusers_layers and not joins_for_comfy
+        self.comfy_prefix = comfy_prefix or (DIFFUSERS_PREFIX if is_split else COMFY_PREFIX)
+        self.joins_for_comfy = joins_for_comfy and has_diffusers_layers
+        self.joins_for_kohya = joins_for_kohya and has_diffusers_layers
 
     def without_reader(self, form: str) -> str:
         """The message that the family's adapters have no format `form`."""

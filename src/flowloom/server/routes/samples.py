@@ -14,7 +14,7 @@ from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from flowloom.image_suffixes import COMMON_SUFFIXES
+from flowloom.image_suffixes import CLIP_SUFFIXES, COMMON_SUFFIXES, POSTER
 from flowloom.run.directory import RunDir
 from flowloom.run.results import samples_of
 from flowloom.server.deps import RunDep, Studio, StudioDep
@@ -40,11 +40,12 @@ _SETTING: TypeAdapter[Setting] = TypeAdapter(Setting)
 
 
 class Sample(BaseModel):
-    """One generated image."""
+    """One generated image or clip."""
 
     file: str = Field(description="Path in the samples folder.", examples=["step_00000100/00.png"])
     step: int | None
     url: str
+    media: Literal["image", "video"] = "image"
     prompt: str | None = None
     seed: int | None = None
     from_batch: bool = Field(False, description="The prompt is a caption from the batch of this step.")
@@ -93,14 +94,30 @@ def read_sample(
     ] = None,
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
-    """The original image, or a cached WebP thumbnail."""
+    """The original image or clip, or a cached WebP thumbnail; a clip can be read by ranges."""
     path = studio.result(run, "samples", file)
-    if path.suffix.lower() not in COMMON_SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in (*COMMON_SUFFIXES, *CLIP_SUFFIXES) or not path.is_file():
         raise NoSuchFile(file)
     if size:
+        path = _still(path)
         path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")
     # A resumed run, or a new run of the same name, may replace the image.
     return image_response(path, if_none_match, "private, no-cache")
+
+
+def _still(path: Path) -> Path:
+    """The image at `path`, or the poster of the clip there.
+
+    Raises:
+        NoSuchFile: the clip has none.
+    """
+    if path.suffix.lower() not in CLIP_SUFFIXES:
+        return path
+    posters = (path.with_name(f"{path.stem}{POSTER}{suffix}") for suffix in COMMON_SUFFIXES)
+    found = next((poster for poster in posters if poster.is_file()), None)
+    if found is None:
+        raise NoSuchFile(path.name)
+    return found
 
 
 def _within(studio: Studio, run: RunDir) -> Iterator[tuple[Path, Path]]:
@@ -126,12 +143,13 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sample(base_url: str, file: Path, record: dict[str, Any]) -> Sample:
-    own = ("file", "prompt", "seed", "step", "from_batch")
+    own = ("file", "poster", "prompt", "seed", "step", "from_batch")
     settings = {name: _setting(value) for name, value in record.items() if name not in own}
     return Sample(
         file=file.as_posix(),
         step=record.get("step", _step(file)),
         url=f"{base_url}/samples/{quote(file.as_posix())}",
+        media="video" if file.suffix.lower() in CLIP_SUFFIXES else "image",
         prompt=record.get("prompt"),
         seed=record.get("seed"),
         from_batch=bool(record.get("from_batch")),

@@ -1,0 +1,60 @@
+"""Wan's pipelines at tiny random sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowloom.import_warnings import quiet_imports
+from tests.conftest import write_tokenizer
+
+with quiet_imports():
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+    from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+TEXT_WIDTH = 32
+
+
+def make_transformer(**sizes: Any) -> WanTransformer3DModel:
+    """Wan's network with random weights, as wide as its latents."""
+    usual: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 18,
+        "text_dim": TEXT_WIDTH,
+        "freq_dim": 32,
+        "ffn_dim": 96,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return WanTransformer3DModel(**usual | sizes).eval()
+
+
+def save(folder: Path, **options: Any) -> WanPipeline:
+    """diffusers' pipeline, saved in `folder`; `options` are its settings, such as boundary_ratio."""
+    vocabulary = write_tokenizer(folder / "spiece.model")
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        sizes: Any = {"vocab_size": vocabulary, "d_model": TEXT_WIDTH, "d_kv": 8, "d_ff": 37, "num_heads": 4}
+        parts: dict[str, Any] = {
+            "scheduler": UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+            "vae": AutoencoderKLWan(base_dim=8, num_res_blocks=1).eval(),
+            "text_encoder": UMT5EncoderModel(UMT5Config(**sizes, num_layers=2)).eval(),
+            "tokenizer": T5Tokenizer.from_pretrained(folder, local_files_only=True, extra_ids=0),
+            "transformer": make_transformer(),
+        }
+        if "boundary_ratio" in options:
+            parts["transformer_2"] = make_transformer()
+    (folder / "spiece.model").unlink()
+    pipeline = WanPipeline(**parts, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
