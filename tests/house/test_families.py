@@ -21,7 +21,7 @@ ALLOWED = {
     "tasks/demo.py": "names the demo's Chroma",
     "config/flow_format/": "FLOW's keys and their descriptions",
     "config/run.py": "FLOW's keys and their descriptions",
-    "model_library/catalog.py": "models to download",
+    "model_library/offers/": "models to download",
     "model_library/scan.py": "variants in file names",
     "flow_matching/samplers.py": "cites FLUX for the shift",
     "server/routes/": "examples in the API's descriptions",

@@ -11,7 +11,8 @@ from flowloom.config.model_files import cached_files, missing_model_files
 from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
 from flowloom.errors import ConfigError, Problem
 from flowloom.json_types import is_object
-from flowloom.model_library.catalog import Offer, offer_for
+from flowloom.model_library.catalog import offer_for
+from flowloom.model_library.offer import Offer
 from flowloom.model_library.scan import Folder, find_in, look, walk
 from flowloom.model_library.scan import ModelFile as FoundModel
 from flowloom.models.adapters.base_model import fits, shares_layers

@@ -13,8 +13,9 @@ from flowloom.config.model_files import cached_files, resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.model_library.adapters import AdapterFacts
-from flowloom.model_library.catalog import OFFERS, Offer
+from flowloom.model_library.catalog import OFFERS
 from flowloom.model_library.hashes import Mark, known_hashes, mark_of
+from flowloom.model_library.offer import Offer
 from flowloom.model_library.requirements import missing
 from flowloom.model_library.scan import LISTED, SAFE, ModelFile, find, look
 from flowloom.models.architectures import Kind
