@@ -104,8 +104,8 @@ def flow_keys_page() -> str:
 
 def _fate(fate: Fate) -> str:
     match fate:
-        case Moved(to):
-            return f"now `{to}`"
+        case Moved(to, difference):
+            return f"now `{to}`" + (f". {difference}" if difference else "")
         case Tracked(kind, setting):
             return f"`{setting}` of a logger of kind `{kind}`"
         case Secret(name):

@@ -152,6 +152,27 @@ def test_a_failure_while_a_checkpoint_is_written_waits_for_it(make_run: Callable
     assert run_dir.latest_checkpoint() == run_dir.checkpoint_dir(9)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        EMA,
+        {"lora": {"rank": 4, "alpha": 4}, **EMA},
+        {"lora": {"rank": 4, "alpha": 4}, "optimizer": {"device": "cpu"}},
+        {"training": ROTATION},
+        {"training": {"trained_layer_keywords": ["single_blocks.0"]}, "optimizer": {"kind": "adamw_bf16"}},
+    ],
+)
+def test_the_memory_plan_knows_the_size_of_the_copy(
+    make_config: Callable[..., Any], sections: dict[str, Any]
+) -> None:
+    components = build(make_config(**sections), Ranks())
+    state = components.state
+    for weight in state.updated.values():
+        weight.grad = torch.zeros_like(weight)
+    state.optimizer.step()
+    assert components.memory_plan.snapshot == pytest.approx(copied_bytes(state), rel=0.01)
+
+
 def test_host_memory_is_used_again_and_frozen_weights_take_none(make_config: Callable[..., Any]) -> None:
     state = build(make_config(training={"trained_layer_keywords": ["single_blocks.0"]}, **EMA), Ranks()).state
     buffers = HostBuffers()

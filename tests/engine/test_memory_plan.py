@@ -13,8 +13,15 @@ import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
+from flowloom.engine.estimate.advise import advise
 from flowloom.engine.estimate.fit_table import fit_table, fit_text
-from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, plan_memory, require_host_memory
+from flowloom.engine.estimate.memory_plan import (
+    Machine,
+    MemoryPlan,
+    plan_memory,
+    require_host_memory,
+    snapshot_hint,
+)
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.estimate.speed import ASSUMED
 from flowloom.engine.memory import HEADROOM, Choice
@@ -193,6 +200,49 @@ def test_the_host_limits_what_is_streamed(lora: tuple[RunConfig, Networks]) -> N
     forced = plan_memory(every, networks, Machine(CUDA, 80 * GIB, 4 * GIB))
     with pytest.raises(ConfigError, match=r"memory\.streamed_blocks: needs 17\.\d GB of host memory"):
         require_host_memory(forced)
+
+
+def test_flows_offload_param_count_limits_what_is_streamed(lora: tuple[RunConfig, Networks]) -> None:
+    config, networks = lora
+    machine = Machine(CUDA, 12 * GIB, 64 * GIB)
+    free = plan_memory(config, networks, machine).choice.streamed
+    limited = RunConfig.model_validate(config.model_dump() | {"memory": {"offload_param_count": 3 * 10**9}})
+    plan = plan_memory(limited, networks, machine)
+    assert 0 < plan.choice.streamed < free
+    assert 0.95 * 3e9 < plan.host_parts["streamed weights"] / 2 <= 3e9
+    assert not plan.fits
+    changes, fits = advise(limited, networks, machine)
+    assert [change.path for change in changes] == ["optimizer.kind", "lora.base_model_quant_level"]
+    assert fits
+    changes, _ = advise(limited, networks, Machine(CUDA, 6 * GIB, 64 * GIB))
+    assert ("memory.offload_param_count", 0) in [(change.path, change.value) for change in changes]
+    roomy = Machine(CUDA, 80 * GIB, 64 * GIB)
+    assert plan_memory(limited, networks, roomy).choice == plan_memory(config, networks, roomy).choice
+    explicit = {"memory": {"offload_param_count": 1, "streamed_blocks": 9}}
+    assert (
+        plan_memory(RunConfig.model_validate(config.model_dump() | explicit), networks, roomy).choice.streamed
+        == 9
+    )
+
+
+def test_the_copy_of_a_checkpoint_is_shown_and_only_a_hint_where_it_has_no_room(
+    make_released: Callable[..., RunConfig],
+) -> None:
+    def plan(host_gib: int, **sections: Any) -> MemoryPlan:
+        config = make_released(**sections)
+        return plan_memory(config, Networks.from_config(config), Machine(CUDA, 200 * GIB, host_gib * GIB))
+
+    full = plan(200)
+    assert full.snapshot == pytest.approx(8.9e9 * 12, rel=0.05)
+    assert snapshot_hint(full) is None
+    tight = plan(64)
+    assert tight.fits
+    assert "checkpoint.in_background: training waits while checkpoints are written" in str(
+        snapshot_hint(tight)
+    )
+    assert plan(64, checkpoint={"in_background": False}).snapshot == 0
+    assert plan(64, optimizer={"device": "cpu"}).snapshot == 0
+    assert snapshot_hint(plan(64, **LORA)) is None
 
 
 def test_a_device_that_is_the_host_is_not_offloaded_to_itself(lora: tuple[RunConfig, Networks]) -> None:

@@ -21,6 +21,9 @@ class MemorySection(Section):
     """Number of blocks whose weights stay in host memory and are copied to the device before each use: frozen
     ones, and with optimizer.device cpu also trained ones. auto: as few as fit in memory, on CUDA. Above 0 all
     blocks recompute activations in the backward pass."""
+    offload_param_count: Count = 0
+    """Largest number of weights that streamed_blocks auto keeps in host memory, as in FLOW's
+    `training.offload_param_count`; 0: no limit."""
     offload_activations: Literal["auto"] | bool = "auto"
     """Keep the inputs of checkpointed blocks in host memory until the backward pass; auto: if memory needs
     it, on CUDA. Set to true with checkpointed_blocks auto, all blocks recompute."""

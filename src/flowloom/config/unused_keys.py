@@ -28,6 +28,11 @@ IDLE: tuple[Idle, ...] = (
     Idle(ROTATION, lambda c: c.method_kind != "rotation", "with method {method}"),
     Idle("training.trained_layer_keywords", lambda c: c.method_kind != "keywords", "with method {method}"),
     Idle("method.base_products", lambda c: c.method_kind not in ADAPTERS, "with method {method}"),
+    Idle(
+        "memory.offload_param_count",
+        lambda c: c.memory.streamed_blocks != "auto",
+        "unless memory.streamed_blocks is auto",
+    ),
     Idle("cache.quantized_gib", lambda c: not _is_quantized(c), "without lora.base_model_quant_level"),
     Idle("method.lokr_factor", lambda c: c.method_kind != "lokr", "with method {method}"),
     Idle("ema.device preview.weights", lambda c: c.ema.decay is None, "without ema.decay"),

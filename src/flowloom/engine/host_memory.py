@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+SNAPSHOT_ROOM = 1.2
+"""Free host memory that the copy of a checkpoint needs, over its size."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from flowloom.engine import checkpoint
-from flowloom.engine.host_memory import available_bytes
+from flowloom.engine.host_memory import SNAPSHOT_ROOM, available_bytes
 from flowloom.engine.parallel.ranks import PATIENCE
 from flowloom.engine.report import Reporter
 from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
@@ -22,9 +22,6 @@ from flowloom.engine.snapshot import HostBuffers, Snapshot, copied_bytes, take_s
 from flowloom.engine.state import TrainState
 from flowloom.errors import DiskFullError, size_text
 from flowloom.run.directory import RunDir, step_of
-
-ROOM = 1.2
-"""Free host memory that a copy in it needs, over its size."""
 
 
 class Saves:
@@ -79,7 +76,7 @@ class Saves:
         if not self.state.ranks.is_first or self.state.file_shards:
             return True
         needed, free = copied_bytes(self.state) - self._buffers.num_bytes, available_bytes()
-        has_room = ROOM * needed <= free
+        has_room = SNAPSHOT_ROOM * needed <= free
         if not has_room and not self._has_warned:
             self._has_warned = True
             self.reporter.emit(

@@ -82,6 +82,10 @@ class PlanReport(BaseModel):
     host_parts: dict[str, int] = Field(description="Bytes of host memory by part.")
     host_total: int
     host_free: int | None = Field(description="Null: not known.")
+    checkpoint_copy: int = Field(
+        description="Bytes of host memory for the copy that a checkpoint is written from; not in "
+        "`host_total`, because training waits for the checkpoint where there is no room."
+    )
     speed: str = Field(description="The speeds that the slow-down is calculated from.")
     is_measured: bool = Field(description="True if they were measured on this machine.")
 

@@ -3944,6 +3944,11 @@ export interface components {
          */
         PlanReport: {
             /**
+             * Checkpoint Copy
+             * @description Bytes of host memory for the copy that a checkpoint is written from; not in `host_total`, because training waits for the checkpoint where there is no room.
+             */
+            checkpoint_copy: number;
+            /**
              * Checkpointed Blocks
              * @description Blocks that recompute completely.
              */

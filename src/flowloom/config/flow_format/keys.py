@@ -14,6 +14,8 @@ class Moved:
     """Supported under another name."""
 
     to: str
+    difference: str = ""
+    """From FLOW, as a sentence that every file with the key is answered with."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ _KLEIN = Foreign("FLUX.2 Klein")
 _RADIANCE = Foreign("pixel-space (DCT, Radiance)")
 
 FLOW_KEYS: dict[str, Fate] = {
-    "training.offload_param_count": Replaced(
-        "the memory plan decides: memory.streamed_blocks auto keeps the blocks in host memory for which the "
-        "device has no room. FLOW's Chroma trainers do not read this key; set a number to stream more blocks."
+    "training.offload_param_count": Moved(
+        "memory.offload_param_count",
+        "FLOW's Chroma trainers do not read it. Here memory.streamed_blocks auto keeps at most as many "
+        "weights in host memory, and none if the device has room; 0 sets no limit.",
     ),
     "training.reset_optim_every": Replaced(
         "an adapter keeps its optimizer for the whole run (no trainer of FLOW read this key); "

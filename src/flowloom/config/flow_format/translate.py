@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.config.flags import Laid
-from flowloom.config.flow_format.keys import FLOW_KEYS, NEEDED, Foreign, Moved, Replaced, Secret, Tracked
+from flowloom.config.flow_format.keys import (
+    FLOW_KEYS,
+    NEEDED,
+    Fate,
+    Foreign,
+    Moved,
+    Replaced,
+    Secret,
+    Tracked,
+)
 from flowloom.config.secrets import read_secrets
 from flowloom.errors import ConfigError, Problem
 from flowloom.json_types import is_array, is_object
@@ -47,11 +56,11 @@ def translate(laid: Laid) -> dict[str, str]:
     explained: dict[str, str] = {}
     for path, section, name in list(_flow_keys(laid.data)):
         value, fate = section.pop(name), FLOW_KEYS[general_name(path)]
-        if isinstance(fate, Replaced | Foreign):
-            explained[general_name(path)] = _answer(fate)
-        elif value is None:
+        if answer := _answer(fate):
+            explained[general_name(path)] = answer
+        if value is None or isinstance(fate, Replaced | Foreign):
             continue
-        elif isinstance(fate, Moved):
+        if isinstance(fate, Moved):
             _move(laid, path, fate.to, value)
         elif isinstance(fate, Secret):
             secrets |= _take_secret(laid, path, fate.name, value)
@@ -81,8 +90,12 @@ def refused_secrets(data: dict[str, Any]) -> list[Problem]:
     ]
 
 
-def _answer(fate: Replaced | Foreign) -> str:
-    return fate.by if isinstance(fate, Replaced) else f"belongs to FLOW's {fate.trainer} trainer."
+def _answer(fate: Fate) -> str:
+    if isinstance(fate, Foreign):
+        return f"belongs to FLOW's {fate.trainer} trainer."
+    if isinstance(fate, Replaced):
+        return fate.by
+    return f"now {fate.to}. {fate.difference}" if isinstance(fate, Moved) and fate.difference else ""
 
 
 def _flow_keys(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

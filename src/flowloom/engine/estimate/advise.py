@@ -39,6 +39,7 @@ def _savings(config: RunConfig) -> list[_Saving]:
         _Saving("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
         _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
         _Saving("memory.streamed_blocks", "auto", lambda c: _is_fewer(c.memory.streamed_blocks)),
+        _Saving("memory.offload_param_count", 0, lambda c: c.memory.offload_param_count > 0),
         _Saving("lora.base_model_quant_level", "4bit", _can_shrink),
         _Saving("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
         _Saving("memory.fused_backward", True, lambda c: _trains_network(c) and not c.memory.fused_backward),

@@ -53,6 +53,7 @@ def plan_report(plan: MemoryPlan) -> PlanReport:
         host_parts=plan.host_parts,
         host_total=plan.host_total,
         host_free=plan.host_free,
+        checkpoint_copy=plan.snapshot,
         speed=plan.speed.source,
         is_measured=plan.speed.is_measured,
     )

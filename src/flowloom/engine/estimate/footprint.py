@@ -82,6 +82,22 @@ def host_bytes(config: RunConfig, networks: Networks, device: torch.device, choi
     return {name: int(size) for name, size in parts.items() if size}
 
 
+def snapshot_bytes(config: RunConfig, networks: Networks, device: torch.device) -> int:
+    """Host memory of the copy that a checkpoint is written from while training continues.
+
+    Frozen weights are not copied. Without room for it training waits until the checkpoint is written.
+    """
+    is_adapter = config.method_kind in ADAPTERS
+    if config.parallel.strategy != "fsdp" or is_adapter:
+        # With copies of all trained weights on the host, another one would double its memory.
+        is_on_host = config.optimizer.device == "cpu" and not is_adapter
+        if is_on_host or not config.checkpoint.in_background:
+            return 0
+    average = 4 if config.ema.decay is not None else 0
+    each = choose_precision(config, device).trained.itemsize + optimizer_bytes(config) + average
+    return int(networks.trained * each)
+
+
 def streamed_bytes(config: RunConfig, networks: Networks, device: torch.device, choice: Choice) -> float:
     """Bytes of the streamed weights in host memory."""
     return _streamed_frozen_bytes(config, networks, device, choice) + _streamed_trained_bytes(

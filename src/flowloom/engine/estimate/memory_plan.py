@@ -16,17 +16,27 @@ from typing import NamedTuple
 
 import torch
 
+from flowloom.config.memory_checks import largest_update
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.estimate.footprint import (
     PARKED,
     block_input_bytes,
     device_bytes,
     host_bytes,
+    snapshot_bytes,
     streamed_bytes,
 )
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.estimate.speed import ASSUMED, Speed, speed_of
-from flowloom.engine.memory import HEADROOM, Choice, free_bytes, free_host_bytes, sample_tokens
+from flowloom.engine.host_memory import SNAPSHOT_ROOM
+from flowloom.engine.memory import (
+    HEADROOM,
+    Choice,
+    free_bytes,
+    free_host_bytes,
+    sample_tokens,
+    streamed_blocks,
+)
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError, Problem
 from flowloom.models.family import family_for
@@ -89,6 +99,10 @@ class MemoryPlan:
     measures: tuple[Taken, ...]
     slow_down: float
     """Expected share of a step's time that all measures add."""
+    snapshot: int
+    """Bytes of host memory for a copy of what training changes, while a checkpoint is written."""
+    snapshot_room: float | None
+    """Bytes that are left for it; None: not known."""
     speed: Speed
 
     @property
@@ -145,8 +159,8 @@ class _Planned:
         config, machine = self.config, self.machine
         if config.optimizer.device != "cpu" or not machine.has_host_memory:
             return 0.0
-        of_rank = config.dataloader.batch_size / machine.num_ranks / config.training.updates_per_large_batch
-        return self.networks.trained / machine.speed.updates_per_s / max(1, math.ceil(of_rank / samples))
+        micro_batches = math.ceil(largest_update(config) / machine.num_ranks / samples)
+        return self.networks.trained / machine.speed.updates_per_s / micro_batches
 
     def given(self) -> Choice:
         """The choice that the configuration makes, with as little as possible where it is `auto`."""
@@ -212,8 +226,17 @@ class _Planned:
             self.machine.host_free,
             tuple(self._taken(choice)),
             self.seconds(choice) / self._step_s - 1,
+            snapshot_bytes(config, networks, device),
+            self._snapshot_room(choice),
             self.machine.speed,
         )
+
+    def _snapshot_room(self, choice: Choice) -> float | None:
+        """Host memory beside that of the steps."""
+        machine = self.machine
+        if machine.has_host_memory:
+            return None if machine.host_free is None else machine.host_free - self.host_total(choice)
+        return machine.free - self.total(choice)
 
     def _taken(self, choice: Choice) -> list[Taken]:
         """The measures in `choice`, each after those before it."""
@@ -273,8 +296,10 @@ def _stream(run: _Planned, choice: Choice) -> Sequence[Choice]:
         return ()
     if config.parallel.strategy in ("fsdp", "deepspeed"):
         return ()
+    most = config.memory.offload_param_count or math.inf
+    sizes = run.networks.block_sizes
     counts = range(choice.streamed + 1, run.num_blocks + 1)
-    return [choice._replace(streamed=count) for count in counts]
+    return [choice._replace(streamed=n) for n in counts if sum(streamed_blocks(n, sizes)) <= most]
 
 
 def _may_copy(run: _Planned, choice: Choice) -> bool:
@@ -313,6 +338,17 @@ def shared_plan(config: RunConfig, device: torch.device, ranks: Ranks) -> Memory
         plan = plan_memory(config, networks, least._replace(speed=reduce(Speed.slowest, speeds)))
     require_host_memory(plan)
     return plan
+
+
+def snapshot_hint(plan: MemoryPlan) -> str | None:
+    """A sentence if training will wait while checkpoints are written, because the host has no room."""
+    needed, room = SNAPSHOT_ROOM * plan.snapshot, plan.snapshot_room
+    if room is None or not plan.snapshot or needed <= room:
+        return None
+    return (
+        f"checkpoint.in_background: training waits while checkpoints are written, because their copy needs "
+        f"{needed / 1e9:.1f} GB of host memory, and {max(room, 0) / 1e9:.1f} GB are left."
+    )
 
 
 def require_host_memory(plan: MemoryPlan) -> None:

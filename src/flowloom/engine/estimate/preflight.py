@@ -23,7 +23,13 @@ from flowloom.datasets.lint.check import bucket_uses, open_dataset
 from flowloom.engine.disk import disk, disk_changes, disk_hint
 from flowloom.engine.estimate.advise import advise
 from flowloom.engine.estimate.fit_table import fit_table, plan_report
-from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, host_problem, plan_memory
+from flowloom.engine.estimate.memory_plan import (
+    Machine,
+    MemoryPlan,
+    host_problem,
+    plan_memory,
+    snapshot_hint,
+)
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
 from flowloom.engine.estimate.speed import USEFUL_SHARE, speed_of
@@ -126,6 +132,7 @@ def preflight(loaded: LoadedConfig, target: Target) -> Preflight:
         memory = plan_memory(config, networks, machine)
         found.memory, found.changes, found.shortfalls = _memory(config, networks, machine, memory)
         found.plan.problems += [] if memory.fits_host else [host_problem(memory)]
+        found.plan.hints += filter(None, [snapshot_hint(memory)])
         found.fits = fit_table(config) if target.has_table else []
         if found.data:
             steps = _total_steps(config, found.data)

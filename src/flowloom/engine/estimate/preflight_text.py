@@ -52,6 +52,8 @@ def _plan_rows(plan: PlanReport, blocks: int | None) -> Iterator[tuple[str, str]
         yield "nothing to do", "no block recomputes or streams"
     for name, size in plan.host_parts.items():
         yield f"on the host: {name}", _size(size)
+    if plan.checkpoint_copy:
+        yield "on the host: copy of a checkpoint", f"{_size(plan.checkpoint_copy)} while it is written"
     if plan.host_free is not None:
         yield "on the host: free", _size(plan.host_free)
     yield "slow-down", f"{plan.slow_down:+.0%}"
