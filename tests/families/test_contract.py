@@ -38,8 +38,9 @@ from tests.engine.conftest import make_config, make_run, synthetic_data  # noqa:
 from tests.families.flux1 import TinyFlux1
 from tests.families.qwen_image import TinyQwenImage
 from tests.families.tiny import TinyPipeline
+from tests.families.zimage import TinyZImage
 
-FAMILIES: tuple[TinyPipeline, ...] = (TinyFlux1(), TinyQwenImage())
+FAMILIES: tuple[TinyPipeline, ...] = (TinyFlux1(), TinyQwenImage(), TinyZImage())
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*PosEmbed` is deprecated:FutureWarning")
 CPU, META = torch.device("cpu"), torch.device("meta")

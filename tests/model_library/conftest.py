@@ -123,7 +123,11 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
     "sd15": (SD15_UNET, "network", "sd15"),
     "sd3": ({"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "network", "sd3"),
     "lumina": (
-        {"noise_refiner.0.attention.qkv.weight": (3840, 2304), "cap_embedder.1.weight": (2304, 2304)},
+        {
+            "noise_refiner.0.attention.qkv.weight": (3840, 2304),
+            "noise_refiner.0.adaLN_modulation.1.weight": (9216, 1024),
+            "cap_embedder.1.weight": (2304, 2304),
+        },
         "network",
         "lumina2",
     ),
@@ -137,6 +141,20 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
         },
         "network",
         "qwen-image",
+    ),
+    "z-image": (
+        {"noise_refiner.0.attention.qkv.weight": (11520, 3840), "cap_pad_token": (1, 3840)},
+        "network",
+        "z-image",
+    ),
+    "zeta-chroma": (
+        {
+            "noise_refiner.0.attention.qkv.weight": (11520, 3840),
+            "cap_pad_token": (1, 3840),
+            "dec_net.cond_embed.weight": (3840, 3840),
+        },
+        "network",
+        "zeta-chroma",
     ),
     "vae, 16": (VAE_16, "vae", "vae-flux"),
     "vae, 4": (VAE_4, "vae", "vae-sd"),

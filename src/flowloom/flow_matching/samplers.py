@@ -33,6 +33,11 @@ def schedule(steps: int, num_image_tokens: int) -> list[float]:
     (4096, 1.15): the shift of FLUX, after Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
     """
     shift = math.exp(0.5 + (num_image_tokens - 256) / (4096 - 256) * (1.15 - 0.5))
+    return shifted_schedule(steps, shift)
+
+
+def shifted_schedule(steps: int, shift: float) -> list[float]:
+    """`steps` + 1 noise levels from 1 to 0: an even grid t becomes s t / (1 + (s - 1) t)."""
     even = (1 - i / steps for i in range(steps + 1))
     return [shift * t / (shift * t + (1 - t)) for t in even]
 

@@ -79,7 +79,6 @@ OTHERS = {
     "flux2": Architecture("network", "FLUX.2", "FLUX.2"),
     "sd3": Architecture("network", "SD 3", "Stable Diffusion 3"),
     "lumina2": Architecture("network", "Lumina", "Lumina Image 2"),
-    "z-image": Architecture("network", "Z-Image", "Z-Image"),
     "sdxl": Architecture("network", "SDXL", "SDXL"),
     "sdxl-refiner": Architecture("network", "SDXL", "SDXL's refiner"),
     "sd15": Architecture("network", "SD 1.5", "Stable Diffusion 1.5"),
@@ -95,8 +94,7 @@ OTHER_SIGNATURES = (
     Signature("flux2", ("double_stream_modulation_img.",)),
     Signature("sd3", ("joint_blocks.0.x_block.",)),
     Signature("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.")),
-    Signature("z-image", ("noise_refiner.0.", "cap_pad_token")),
-    Signature("lumina2", ("noise_refiner.0.", "cap_embedder.")),
+    Signature("lumina2", ("noise_refiner.0.adaLN_modulation.1.", "cap_embedder.")),
     Signature("lumina2", ("noise_refiner.0.", "time_caption_embed.")),
 )
 UNETS = {768: "sd15", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}

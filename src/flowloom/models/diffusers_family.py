@@ -52,6 +52,11 @@ class DiffusersFamily:
         """
         raise NotImplementedError
 
+    def arguments(self, sizes: Any) -> dict[str, Any]:
+        """Arguments of the network's class in diffusers; by default the fields of `sizes`."""
+        found: dict[str, Any] = vars(sizes)
+        return found
+
     def sizes(self, path: Path) -> Sizes:
         """Sizes of the network in `path`.
 
@@ -93,7 +98,7 @@ class DiffusersFamily:
         with quiet_imports():
             kind = getattr(diffusers, name)
         with torch.device("meta"):
-            network = kind(**vars(self.sizes(path)))
+            network = kind(**self.arguments(self.sizes(path)))
         for place, module in self.tables(network).items():
             network.set_submodule(place, module.to(device))
         (assign or assign_weights)(network, self.open_weights(path), device, dtype)

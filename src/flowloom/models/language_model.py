@@ -6,7 +6,7 @@ templates and padding. Attention is causal and padding is on the right: no state
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,38 @@ class LanguageModel:
         """The token id of padding."""
         own = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if own is None else own
+
+
+class TrimmedStates:
+    """The states of one layer for a caption's tokens without padding, as its conditioning.
+
+    Args:
+        template: makes the text that the model reads from a caption.
+        layer: see `LanguageModel.states`.
+    """
+
+    def __init__(self, encoder: LanguageModel, template: Callable[[str], str], layer: int = -2):
+        self.encoder = encoder
+        self._template, self._layer = template, layer
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut, those of the template included."""
+        return [len(row) for row in self.encoder.rows([self._template(caption) for caption in captions])]
+
+    def encode(
+        self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """`states` (T_i, C) of each caption.
+
+        Args:
+            is_trimmed: False keeps the states of padding up to the longest caption.
+        """
+        if not captions:
+            return []
+        rows = self.encoder.rows([self._template(caption) for caption in captions], max_length)
+        states = self.encoder.states(rows, [self._layer])[:, :, 0]
+        lengths = [len(row) if is_trimmed else states.shape[1] for row in rows]
+        return [{"states": own[:length]} for own, length in zip(states, lengths, strict=True)]
 
 
 def load_language_model(

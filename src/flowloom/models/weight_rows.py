@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from flowloom.models.adapters.names import LoraNames
 from flowloom.models.weight_files import Entry
 from flowloom.models.weights import Weights
 
@@ -21,6 +22,29 @@ def cut(weights: Weights, rows: Mapping[str, tuple[str, int, int]], swapped: Col
         read = partial(_read, sources, old, start, stop, new in swapped)
         entries[new] = Entry(shape, weights.dtypes[old], read, weights.is_dequantized)
     return Weights(weights.path, entries, weights.metadata)
+
+
+def in_parts(
+    weights: Weights, names: LoraNames, renamed: Callable[[str], str], unused: Collection[str] = ()
+) -> Weights:
+    """A checkpoint's tensors by diffusers' names; q, k and v, which are one layer there, are cut.
+
+    Args:
+        names: of the linear layers.
+        renamed: diffusers' name of any other layer.
+        unused: tensors that diffusers' network does not have.
+    """
+    rows: dict[str, tuple[str, int, int]] = {}
+    for name, (num_rows, *columns) in weights.shapes.items():
+        layer, _, leaf = name.rpartition(".")
+        parts = names.checkpoint_parts(layer) or (renamed(layer),)
+        edges = [0, num_rows]
+        if len(parts) == 3:  # queries are as wide as the network, keys and values may be fewer
+            edges = [0, columns[0], (columns[0] + num_rows) // 2, num_rows]
+        if name not in unused:
+            for i, part in enumerate(parts):
+                rows[f"{part}.{leaf}" if leaf and part else leaf] = (name, edges[i], edges[i + 1])
+    return cut(weights, rows)
 
 
 class _Newest:

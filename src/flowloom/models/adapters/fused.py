@@ -90,9 +90,11 @@ def split(layer: Layer, parts: Sequence[str]) -> dict[str, Layer]:
 
 
 def _row_sizes(num_parts: int, rows: int, width: int) -> list[int]:
-    """q, k and v are as wide as the network; `linear1` has the MLP's rows below them."""
+    """q is as wide as the network, k and v share the rest; `linear1` has the MLP's rows below them."""
     if num_parts == 4:
         return [width, width, width, rows - 3 * width]
+    if num_parts == 3:
+        return [width, (rows - width) // 2, (rows - width) // 2]
     return [rows // num_parts] * num_parts
 
 
@@ -125,7 +127,8 @@ def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
             f"{name}: this DoRA adapts only some of its rows. Train all parts of it, or use LoRA."
         )
     width = first.tensors["lora_A.weight"].shape[1]
-    sizes = [width] * 3 + ([MLP_RATIO * width] if len(parts) == 4 else [])
+    keys = next((part.shape[0] for part in parts[1:3] if part), width)  # fewer than queries, if grouped
+    sizes = [width, keys, keys] + ([MLP_RATIO * width] if len(parts) == 4 else [])
     ups = [
         part.tensors["lora_B.weight"] * part.scale if part else torch.zeros(size, 0)
         for part, size in zip(parts, sizes, strict=True)
