@@ -5,6 +5,7 @@ A family states the class and the names, and converts sign, time, text and packi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ class DiffusersFamily:
     """Attributes of the network that hold its blocks, in order of execution."""
     feed_forwards: tuple[str, ...] = ("ff", "ff_context")
     """Attributes of a block that hold its feed-forward parts."""
+    in_float32 = re.compile("(?!)")
+    """Names of weights that stay in float32, as diffusers' from_pretrained keeps them; none by default."""
     factor, patch = 8, 2
 
     def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002
@@ -101,8 +104,23 @@ class DiffusersFamily:
             network = kind(**self.arguments(self.sizes(path)))
         for place, module in self.tables(network).items():
             network.set_submodule(place, module.to(device))
-        (assign or assign_weights)(network, self.open_weights(path), device, dtype)
+        weights = self.open_weights(path)
+        (assign or assign_weights)(network, weights, device, dtype)
+        self._widen(network, weights)
         return network
+
+    def _widen(self, network: nn.Module, weights: Weights) -> None:
+        """Read the weights of `in_float32` again, not rounded."""
+        import torch
+        from torch import nn
+
+        from flowloom.models.weights import read_onto
+
+        for name, weight in dict(network.named_parameters()).items():
+            if self.in_float32.search(name) and weight.dtype != torch.float32:
+                place, _, leaf = name.rpartition(".")
+                wide = read_onto(weights, name, weight.device, torch.float32)
+                setattr(network.get_submodule(place), leaf, nn.Parameter(wide, weight.requires_grad))
 
     def tables(self, network: Any) -> Mapping[str, nn.Module]:  # noqa: ARG002
         """Parts of `network` by name that hold tables instead of weights, made on the CPU.

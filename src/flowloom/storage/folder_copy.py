@@ -221,7 +221,7 @@ class _Update:
         """Delete a file and the encodings that another program cached beside it."""
         path = self.folder.path / name
         path.unlink(missing_ok=True)
-        starts = (f"{path.stem}.", f"{path.stem}_")  # fox_0512x0768_flux.npz is of fox.png
+        starts = (f"{path.stem}.", f"{path.stem}_")  # fox_0512x0768_lumina.npz is of fox.png
         for each in self._encodings:
             if each.parent == path.parent and each.name.startswith(starts):
                 each.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ OFFERS = (
     Offer(
         id="qwen-image-vae",
         title="Qwen-Image's VAE",
-        note="Encodes and decodes Qwen-Image's latents.",
+        note="Encodes and decodes the latents of Qwen-Image and Krea 2.",
         architecture="vae-wan",
         license="Apache-2.0",
         size=253_806_246,
@@ -55,7 +55,7 @@ OFFERS = (
             ),
         ),
         sets=(("model.vae_path", "vae/qwen_image_vae.safetensors"),),
-        families=("qwen-image",),
+        families=("qwen-image", "krea2"),
     ),
     Offer(
         id="qwen-2.5-vl-7b",

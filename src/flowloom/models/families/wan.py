@@ -82,8 +82,6 @@ _OTHERS = (
     ("img_emb.proj.4.", f"{_EMBEDDER}.image_embedder.norm2."),
     ("img_emb.emb_pos", f"{_EMBEDDER}.image_embedder.pos_embed"),
 )
-_IN_FLOAT32 = re.compile(r"time_embedder\.|scale_shift_table$|\.norm2\.")
-"""Weights that stay in float32, as in diffusers: modulations lose too many digits in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,8 @@ class WanFamily(DiffusersFamily):
     name, title = "wan", "Wan"
     modalities = frozenset({"video"})
     network_types = frozenset({"WanTransformer3DModel"})
+    # Modulations lose too many digits in bfloat16.
+    in_float32 = re.compile(r"time_embedder\.|scale_shift_table$|\.norm2\.")
     block_lists = ("blocks",)
     feed_forwards = ("ffn",)
     architectures: Mapping[str, Architecture] = {"wan": Architecture("network", "Wan", "Wan 2.1 or 2.2")}
@@ -189,7 +189,8 @@ class WanFamily(DiffusersFamily):
         self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
     ) -> nn.Module:
         network: Any = super().load_network(path, device, dtype, assign)
-        _keep_in_float32(network, self.open_weights(path), device)
+        embedder = network.condition_embedder.time_embedder
+        embedder.forward = _without_autocast(embedder.forward)
         network.flow_shift = _stated_shift(Path(path)) or self.flow_shift
         return network
 
@@ -316,21 +317,6 @@ def _diffusers_name(name: str) -> str:
     for ours, theirs in _OTHERS:
         name = name.replace(ours, theirs)
     return name
-
-
-def _keep_in_float32(network: Any, weights: Weights, device: torch.device) -> None:
-    import torch
-    from torch import nn
-
-    from flowloom.models.weights import read_onto
-
-    for name, weight in dict(network.named_parameters()).items():
-        if _IN_FLOAT32.search(name) and weight.dtype != torch.float32:
-            place, _, leaf = name.rpartition(".")
-            wide = read_onto(weights, name, device, torch.float32)
-            setattr(network.get_submodule(place), leaf, nn.Parameter(wide, weight.requires_grad))
-    embedder = network.condition_embedder.time_embedder
-    embedder.forward = _without_autocast(embedder.forward)
 
 
 def _without_autocast(forward: Any) -> Any:
