@@ -18,6 +18,7 @@ VIDEO_SUFFIXES = (
     ".ogv",
 )  # fmt: skip
 """All videos of a dataset."""
+MEDIA_SUFFIXES = IMAGE_SUFFIXES.union(VIDEO_SUFFIXES)
 MEDIA_TYPES = {
     ".png": "image/png",
     ".webp": "image/webp",

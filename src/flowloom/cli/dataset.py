@@ -88,6 +88,9 @@ def _build(arguments: list[str]) -> int:
         help="loss weight of Kohya's regularisation images; default: 1",
     )
     add("--no-repeats", action="store_true", help="one row per image, ignoring Kohya's repeats")
+    add("--no-videos", action="store_true", help="read images only")
+    add("--scenes", action="store_true", help="cut videos into clips at scene changes")
+    add("--clip-seconds", type=_seconds, metavar="S", help="cut videos, or their scenes, every S seconds")
     add("--threads", type=_count, metavar="N", help="default: 4, for stores 64")
     add_storage(parser)
     args = parser.parse_args(arguments)
@@ -113,6 +116,9 @@ def _build(arguments: list[str]) -> int:
         caption_column=args.caption_column,
         image_column=args.image_column,
         split=args.split,
+        with_videos=not args.no_videos,
+        with_scenes=args.scenes,
+        clip_s=args.clip_seconds,
         threads=args.threads,
         storage=storage_of(args),
     )
@@ -267,6 +273,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 1 or more, not {text}")
+    return seconds
 
 
 def _suffix(text: str) -> str:

@@ -19,7 +19,16 @@ from flowloom.data.order import BatchingOptions, EpochPlan, plan_epoch
 from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.models.family import family_for, image_tokens
 
-__all__ = ["Bucket", "ClipRules", "Dataset", "DatasetSource", "Size", "dataset_sources", "repeats_of"]
+__all__ = [
+    "Bucket",
+    "ClipRules",
+    "Dataset",
+    "DatasetSource",
+    "Size",
+    "clip_rules",
+    "dataset_sources",
+    "repeats_of",
+]
 
 CHARS_PER_TOKEN = 3.5
 """Average of captions with T5's tokenizer: slightly more for English prose, slightly less for tags."""

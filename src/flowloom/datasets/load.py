@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import Dataset, DatasetSource, dataset_sources
+from flowloom.data.dataset import Dataset, DatasetSource, clip_rules, dataset_sources
 from flowloom.datasets.build.update import folder_rows
 
 
@@ -15,12 +15,14 @@ def load_dataset(config: RunConfig) -> Dataset:
     Raises:
         DataError: a JSONL or folder cannot be read, or too many rows cannot be used.
     """
-    return Dataset.from_sources([_with_jsonl(source) for source in dataset_sources(config)], config)
+    with_videos = clip_rules(config) is not None
+    sources = [_with_jsonl(source, with_videos) for source in dataset_sources(config)]
+    return Dataset.from_sources(sources, config)
 
 
-def _with_jsonl(source: DatasetSource) -> DatasetSource:
+def _with_jsonl(source: DatasetSource, with_videos: bool) -> DatasetSource:
     """`source` with the JSONL of its folder of images with captions, if it names a folder."""
     if not source.path.is_dir():
         return source
-    rows = folder_rows(source.path)
+    rows = folder_rows(source.path, with_videos=with_videos)
     return replace(source, path=rows.path, source=source.path, left_out=rows.left_out)

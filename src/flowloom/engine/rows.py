@@ -18,10 +18,10 @@ from flowloom.config.data_sections import DatasetSection
 from flowloom.config.flow_format.sections import DataloaderSection
 from flowloom.config.model_files import is_folder
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import dataset_sources
+from flowloom.data.dataset import clip_rules, dataset_sources
 from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
-from flowloom.datasets.build.update import folder_rows, freshness, left_out_message, num_differing
+from flowloom.datasets.build.update import FolderRows, folder_rows, freshness, left_out_message, num_differing
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.files import replacing, write_json
 from flowloom.json_types import is_object
@@ -72,14 +72,17 @@ def _place(folder: Path, run_dir: RunDir) -> Path:
 def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
     """Keep the rows of every dataset; yield warnings about each."""
     paths = [one.path for one in dataset_sources(config)]
+    with_videos = clip_rules(config) is not None
     for folder in (path for path in paths if path.is_dir()):
         kept = _place(folder, run_dir)
-        yield from _compared(folder, kept) if is_resumed and kept.is_file() else _copied(folder, kept)
+        rows = folder_rows(folder, with_videos=with_videos)
+        yield from (
+            _compared(rows, folder, kept) if is_resumed and kept.is_file() else _copied(rows, folder, kept)
+        )
     yield from _about_files([path for path in paths if path.exists()], run_dir, is_resumed=is_resumed)
 
 
-def _copied(folder: Path, kept: Path) -> Iterator[str]:
-    rows = folder_rows(folder)
+def _copied(rows: FolderRows, folder: Path, kept: Path) -> Iterator[str]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with rows.path.open("rb") as source, replacing(kept) as target:
         shutil.copyfileobj(source, target)
@@ -87,9 +90,9 @@ def _copied(folder: Path, kept: Path) -> Iterator[str]:
         yield left_out_message(folder, rows.left_out)
 
 
-def _compared(folder: Path, kept: Path) -> Iterator[str]:
+def _compared(rows: FolderRows, folder: Path, kept: Path) -> Iterator[str]:
     """Warnings about differences between the run's rows and the folder."""
-    now = folder_rows(folder).path.read_bytes().splitlines()
+    now = rows.path.read_bytes().splitlines()
     if changed := num_differing(kept.read_bytes().splitlines(), now):
         yield (
             f"{folder}: {changed:,} rows changed since this run began. It continues with the original "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, ImageError, NotFound, SourceError
 from flowloom.files import replacing
-from flowloom.image_suffixes import COMMON_SUFFIXES, JXL_SUFFIX
+from flowloom.image_suffixes import COMMON_SUFFIXES, JXL_SUFFIX, VIDEO_SUFFIXES
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
 
 PARTIAL = ".partial"
@@ -20,25 +20,14 @@ PARTIAL = ".partial"
 
 
 def find_image(folder: Path, filename: str) -> Path:
-    """The file in `folder` for `filename`: its .jxl twin, itself, or its stem in another format.
+    """The file in `folder` for `filename`: its .jxl twin, itself, or its stem in another format; of a video,
+    only itself.
 
     Raises:
         ImageError: there is no such file, or the name leads out of the folder.
     """
-    return _find(folder, filename, (JXL_SUFFIX, None, *COMMON_SUFFIXES))
-
-
-def find_file(folder: Path, filename: str) -> Path:
-    """The file in `folder` with exactly this name.
-
-    Raises:
-        ImageError: as `find_image`.
-    """
-    return _find(folder, filename, (None,))
-
-
-def _find(folder: Path, filename: str, suffixes: Sequence[str | None]) -> Path:
-    """The first existing file of `filename` with each of `suffixes`; None: its own suffix."""
+    is_video = filename.lower().endswith(VIDEO_SUFFIXES)
+    suffixes = (None,) if is_video else (JXL_SUFFIX, None, *COMMON_SUFFIXES)
     root = folder.resolve()
     named = root / filename
     if "\\" in filename and not named.exists():  # written on Windows

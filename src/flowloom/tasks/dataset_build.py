@@ -48,6 +48,12 @@ class BuildConfig(Section):
     """Loss weight of images that have none recorded."""
     with_repeats: bool = True
     """Write a row for each of Kohya's repeats."""
+    with_videos: bool = True
+    """Read videos, too; off: images only."""
+    with_scenes: bool = False
+    """Cut videos into clips at scene changes."""
+    clip_seconds: Annotated[float, Field(ge=1)] | None = None
+    """Cut videos, or their scenes, every so many seconds; null: not."""
     storage: StorageSection = Field(default_factory=StorageSection, description="Access to buckets.")
 
 
@@ -133,6 +139,9 @@ def _build(config: BuildConfig, progress: Progress) -> None:
         caption_encoding=config.caption_encoding,
         loss_weight=config.loss_weight,
         with_repeats=config.with_repeats,
+        with_videos=config.with_videos,
+        with_scenes=config.with_scenes,
+        clip_s=config.clip_seconds,
     )
     progress.phase("reading")
     result = build_jsonl(config.source_path, Path(config.out_path), options, progress)

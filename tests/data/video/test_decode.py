@@ -55,7 +55,7 @@ def test_a_clip_ends_with_its_last_frame(film: Path):
 )
 def test_rotation_is_applied(tmp_path: Path, degrees: int, corner: tuple[int, int]):
     path = write_film(tmp_path / "turned.mp4", 3, rotation=degrees)
-    size = SIZE if degrees == 180 else SIZE[::-1]
+    size = SIZE if degrees == 180 else (SIZE[1], SIZE[0])
     frame = clip_of(path, 0, 24, 1, size)[0]
     # 90 degrees counterclockwise bring the top left corner to the bottom left.
     red = frame[corner[0] * 4 + (corner[0] == 0) * 4, corner[1] * 4 + (corner[1] == 0) * 4].astype(int)

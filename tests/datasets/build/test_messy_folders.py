@@ -75,7 +75,7 @@ FOLDERS: dict[str, tuple[dict[str, object], dict[str, str]]] = {
         {"1.png": "x"},
     ),
     "by year": ({"2023/05/1.png": None, "2023/05/1.txt": "x"}, {"2023/05/1.png": "x"}),
-    "a video beside": ({"1.gif": None, "1.txt": "x", "2.mp4": "v", "2.txt": "y"}, {"1.gif": "x"}),
+    "a file beside": ({"1.gif": None, "1.txt": "x", "2.mp3": "v", "2.txt": "y"}, {"1.gif": "x"}),
     "caches of sd-scripts": (
         {
             "img/2_fox/1.png": None,

@@ -16,7 +16,7 @@ from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.errors import ImageError, SourceError
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of, shown
-from flowloom.storage.local import Folder, find_file, find_image
+from flowloom.storage.local import Folder, find_image
 from flowloom.storage.open import open_named, open_source
 from flowloom.storage.remote import Remote, Request, event_loop
 
@@ -141,7 +141,7 @@ class Fetcher:
         """
         address = self._address(row_name, is_url_based, folder)
         if isinstance(address, Path):
-            return find_file(address, row_name)
+            return find_image(address, row_name)
         return RangedFile(address.source, address.name, self.cache)
 
     def want(self, fetch: Fetch) -> None:

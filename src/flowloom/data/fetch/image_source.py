@@ -10,7 +10,7 @@ from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError, SourceError, StoreDenied, StoreDown
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
-from flowloom.storage.local import find_file, find_image
+from flowloom.storage.local import find_image
 
 
 class ImageSource:
@@ -60,7 +60,7 @@ class ImageSource:
             StoreDenied, StoreDown: as `get`.
         """
         if not self.is_remote(row, folder):
-            return find_file(Path(folder.removeprefix("file://")), row.filename)
+            return find_image(Path(folder.removeprefix("file://")), row.filename)
         try:
             return self._fetcher.open_video(row.filename, row.is_url_based, folder)
         except (StoreDenied, StoreDown):

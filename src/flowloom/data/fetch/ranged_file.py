@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from typing import Protocol
 
 from typing_extensions import Buffer
 
 from flowloom.data.fetch.disk_cache import DiskCache
 from flowloom.errors import SourceError
-from flowloom.storage.base import Source
+from flowloom.storage.base import ObjectInfo
 
 BLOCK_BYTES = 2**20
 BLOCKS_IN_MEMORY = 16
+
+
+class RangedSource(Protocol):
+    """A store that gives parts of objects."""
+
+    root: str
+    """Its URL for messages."""
+
+    def stat(self, name: str) -> ObjectInfo: ...
+    def read_range(self, name: str, start: int, length: int) -> bytes: ...
 
 
 class RangedFile(io.RawIOBase):
@@ -22,7 +33,7 @@ class RangedFile(io.RawIOBase):
         SourceError: from every method, if the store cannot be read.
     """
 
-    def __init__(self, source: Source, name: str, cache: DiskCache | None = None):
+    def __init__(self, source: RangedSource, name: str, cache: DiskCache | None = None):
         self._source = source
         self._object = source.stat(name)
         self._cache = cache if self._object.etag else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +15,9 @@ from flowloom.data.fetch.ranged_file import RangedFile
 from flowloom.errors import ImageError, SourceError
 
 if TYPE_CHECKING:
+    from av.codec.context import CodecContext
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -22,6 +25,8 @@ VIDEO_HINT = "pip install 'flowloom[video]'"
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,gif,yuv4mpegpipe"
 """FFmpeg's demuxers that are used; not playlists, which name other files and addresses."""
 PROBE_BYTES = 2**23
+SEEK_BACK_S = 10.0
+"""A seek that arrives too late is repeated from this much earlier."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,57 @@ class OpenVideo:
         if frame.pts is None:
             return None
         return float(frame.pts * (frame.time_base or self.stream.time_base or Fraction(1))) - self.origin_s
+
+    def frames(self, seek_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
+        """The frames from the keyframe before `seek_s`, with times that never fall; None: from the position.
+
+        Raises:
+            ImageError: the file is damaged after the last of them.
+        """
+        from av.error import FFmpegError
+
+        last: float | None = None
+        try:
+            if seek_s is not None and self.stream.time_base:
+                offset = int((seek_s + self.origin_s) / self.stream.time_base)
+                self.container.seek(offset, stream=self.stream)
+            for frame in self.container.decode(self.stream):
+                following = (seek_s or 0.0) if last is None else last + 1 / self.rate
+                given = self.time_of(frame)
+                last = following if given is None else given if last is None else max(last, given)
+                yield last, frame
+        except FFmpegError as error:
+            raise ImageError(f"damaged after {last or 0:.2f} s: {reason_of(error)}") from error
+
+    def frames_from(self, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
+        """The frames in order with their times, from one that is not after `start_s` if there is any.
+
+        Raises:
+            ImageError: a frame after `start_s` is damaged.
+        """
+        margin_s = 0.0
+        while True:
+            frames = self.frames(max(start_s - margin_s, 0.0) if start_s > 0 else None)
+            first = next(frames, None)
+            if margin_s >= start_s or (first and first[0] <= start_s + 0.5 / self.rate):
+                break
+            # The file's index is imprecise, or it has none.
+            margin_s = margin_s * 4 + SEEK_BACK_S
+        for time_s, frame in chain([first] if first else [], frames):
+            if frame.is_corrupt and time_s >= start_s:
+                raise ImageError(f"damaged at {time_s:.2f} s")
+            yield time_s, frame
+
+    def packets(self) -> Iterator[Packet[VideoStream]]:
+        """The packets from the position, as far as they can be read."""
+        from av.error import FFmpegError
+
+        with suppress(FFmpegError):
+            yield from self.container.demux(self.stream)
+
+    def rewind(self) -> None:
+        """Set the position to the start of the file."""
+        self.container.seek(0)
 
     @property
     def rate(self) -> float:
@@ -62,10 +118,13 @@ def opened(source: Path | RangedFile, max_megapixels: float = math.inf) -> Gener
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "probesize": str(PROBE_BYTES)}
     try:
         file = str(source) if isinstance(source, Path) else source
-        with cast("InputContainer", av.open(file, container_options=options)) as container:
+        reading = av.open(file, container_options=options, metadata_errors="ignore")
+        with cast("InputContainer", reading) as container:
             if not container.streams.video:
                 raise ImageError("not a video: it has no video stream")
             stream = container.streams.video[0]
+            if not cast("CodecContext | None", stream.codec_context):
+                raise ImageError("not readable as a video: FFmpeg has no decoder for it")
             check_megapixels(stream.width, stream.height, max_megapixels)
             # The loader decodes several clips at once, each in one thread.
             stream.codec_context.thread_count = 1
@@ -73,12 +132,16 @@ def opened(source: Path | RangedFile, max_megapixels: float = math.inf) -> Gener
             yield OpenVideo(container, stream, float(start))
     except (ImageError, SourceError):
         raise
-    except (FFmpegError, OSError, ValueError, MemoryError, EOFError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
-        raise ImageError(f"not readable as a video: {reason}") from error
+    except (FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise ImageError(f"not readable as a video: {reason_of(error)}") from error
     finally:
         if not isinstance(source, Path):
             source.close()
+
+
+def reason_of(error: Exception) -> str:
+    """The reason of an error of FFmpeg or the system, without numbers and paths."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def check_megapixels(width: int, height: int, max_megapixels: float) -> None:

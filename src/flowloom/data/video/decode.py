@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,8 +30,6 @@ CLIP_RULE = "nearest frame, cover, centre, Lanczos, Moebius, FFmpeg 8; 1"
 """The rule of this module; its number is incremented when the pixels change."""
 LANCZOS = 0x200 | 0x2000 | 0x4000 | 0x40000
 """Lanczos, with all colour samples and exact rounding, as FFmpeg numbers them."""
-SEEK_BACK_S = 10.0
-"""A seek that arrives too late is repeated from this much earlier."""
 
 
 class Clip(NamedTuple):
@@ -79,7 +76,7 @@ def _resampled(video: OpenVideo, clip: Clip, num_frames: int) -> Iterator[tuple[
     """Frames of `video` and the number of the result's frame before which each is the last one."""
     held: VideoFrame | None = None
     end_s = 0.0
-    for time_s, frame in _frames_from(video, clip.start_s):
+    for time_s, frame in video.frames_from(clip.start_s):
         slot = slot_of(time_s, clip)
         if held is not None and slot > 0:
             yield held, min(slot, num_frames)
@@ -98,39 +95,6 @@ def slot_of(time_s: float, clip: Clip) -> int:
 def _duration(video: OpenVideo, frame: VideoFrame) -> float:
     stated = float(frame.duration * (frame.time_base or 0)) if frame.duration else 0.0
     return stated if 0 < stated < 10 else 1 / video.rate
-
-
-def _frames_from(video: OpenVideo, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
-    """The frames in order, from one that is not after `start_s`, with their times.
-
-    Raises:
-        ImageError: a frame after `start_s` is damaged.
-    """
-    margin_s = 0.0
-    while True:
-        frames = _decoded(video, max(start_s - margin_s, 0.0) if start_s > 0 else None)
-        first = next(frames, None)
-        if first is None or first[0] <= start_s + 0.5 / video.rate or margin_s >= start_s:
-            break
-        # The file's index is imprecise.
-        margin_s = margin_s * 4 + SEEK_BACK_S
-    for time_s, frame in chain([first] if first else [], frames):
-        if frame.is_corrupt and time_s >= start_s:
-            raise ImageError(f"damaged at {time_s:.2f} s")
-        yield time_s, frame
-
-
-def _decoded(video: OpenVideo, seek_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
-    """The frames from the keyframe before `seek_s`, with times that never fall."""
-    stream, base = video.stream, video.stream.time_base
-    if seek_s is not None and base:
-        video.container.seek(int((seek_s + video.origin_s) / base), stream=stream)
-    last: float | None = None
-    for frame in video.container.decode(stream):
-        following = (seek_s or 0.0) if last is None else last + 1 / video.rate
-        given = video.time_of(frame)
-        last = following if given is None else given if last is None else max(last, given)
-        yield last, frame
 
 
 class _Converter:

@@ -178,7 +178,9 @@ class _Folder:
 
     def detected(self) -> Detected:
         """Its format."""
-        survey = survey_of(self.folder, PairRule(self.options.caption_suffixes))
+        survey = survey_of(
+            self.folder, PairRule(self.options.caption_suffixes, with_videos=self.options.with_videos)
+        )
         if is_saved(self.folder) and not survey.captioned:
             return Detected("huggingface", str(self.folder), "saved by Hugging Face's save_to_disk")
         for kind, path in self._tables():

@@ -12,6 +12,7 @@ from flowloom.datasets.build.items import JUNK
 from flowloom.datasets.build.sizes import MAX_HEAD_BYTES
 from flowloom.datasets.build.stores import ObjectStore
 from flowloom.errors import DataError
+from flowloom.storage.base import ObjectInfo
 
 MAX_PAGES = 100_000
 
@@ -30,7 +31,7 @@ class IndexPages:
     """The files that `store` serves below `url`, by index pages of Apache, nginx or Python's server."""
 
     def __init__(self, url: str, store: ObjectStore):
-        self.url = f"{url.rstrip('/')}/"
+        self.url = self.root = f"{url.rstrip('/')}/"
         self._store = store
 
     def read(self, name: str) -> bytes:
@@ -40,6 +41,10 @@ class IndexPages:
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Some bytes of `name`."""
         return self._store.read_range(urllib.parse.quote(name), start, length)
+
+    def stat(self, name: str) -> ObjectInfo:
+        """Size and etag of `name`."""
+        return self._store.stat(urllib.parse.quote(name))
 
     def write(self, name: str, content: bytes | Path) -> None:  # noqa: ARG002
         """Always fails: web servers are read only.

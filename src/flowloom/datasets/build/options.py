@@ -45,6 +45,12 @@ class BuildOptions:
     caption_column: str = ""
     image_column: str = ""
     """Columns of tables; empty: the usual names."""
+    with_videos: bool = True
+    """Videos become rows of clips; False: only images are read."""
+    with_scenes: bool = False
+    """Cut videos at scene changes."""
+    clip_s: float | None = None
+    """Cut videos, or their scenes, every so many seconds; None: not."""
     split: str = ""
     """Split of a Hugging Face dataset; empty: train, or the only one."""
     threads: int | None = None

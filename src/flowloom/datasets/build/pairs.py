@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from flowloom.datasets.build.items import Remark, Unusable, shown
-from flowloom.image_suffixes import IMAGE_SUFFIXES, JXL_SUFFIX
+from flowloom.image_suffixes import IMAGE_SUFFIXES, JXL_SUFFIX, VIDEO_SUFFIXES
 
 File = TypeVar("File")
 
@@ -28,6 +28,12 @@ class PairRule:
     """The first one that exists and is not empty is used."""
     is_shared: bool = False
     """Kohya's rule: images of the same stem share the caption."""
+    with_videos: bool = False
+    """Videos are paired with captions, too."""
+
+    def is_media(self, suffix: str) -> bool:
+        """True for files that are paired."""
+        return suffix in IMAGE_SUFFIXES or (self.with_videos and suffix in VIDEO_SUFFIXES)
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -86,7 +92,7 @@ class _Pairing(Generic[File]):
         self._spellings: dict[str, list[str]] | None = None
         for name in sorted(names):
             stem, suffix = split_suffix(name)
-            if suffix in IMAGE_SUFFIXES:
+            if rule.is_media(suffix):
                 self._stems[stem].append(name)
             elif suffix in rule.suffixes:
                 self._texts.setdefault(stem + suffix, name)
@@ -98,7 +104,11 @@ class _Pairing(Generic[File]):
     def of(self, name: str) -> Iterator[tuple[str, File, File | None] | Unusable | Remark]:
         """The image `name` with its caption file, and remarks on it."""
         stem, suffix = split_suffix(name)
-        group = self._stems[stem]
+        # A video and an image of one stem, such as its poster frame, both have the caption.
+        is_video = suffix in VIDEO_SUFFIXES
+        group = [
+            other for other in self._stems[stem] if (split_suffix(other)[1] in VIDEO_SUFFIXES) == is_video
+        ]
         if is_mask(stem):
             yield Remark(name, MASK)
             return

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from flowloom.storage.base import StorageSection
+from flowloom.storage.base import ObjectInfo, StorageSection
 from flowloom.storage.open import open_named, open_source
 
 
@@ -28,6 +28,10 @@ class ListedObject(Protocol):
 class ObjectStore(Protocol):
     """The objects below one URL; safe in several threads."""
 
+    root: str
+    """The URL for messages."""
+
+    def stat(self, name: str) -> ObjectInfo: ...
     def read(self, name: str) -> bytes: ...
     def read_range(self, name: str, start: int, length: int) -> bytes: ...
     def list(self, prefix: str) -> Iterator[ListedObject]: ...

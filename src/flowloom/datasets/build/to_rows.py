@@ -30,9 +30,12 @@ from flowloom.datasets.build.text import (
     looks_tag_based,
     read_sidecar,
 )
+from flowloom.datasets.build.videos import measured_video
 from flowloom.datasets.build.wildcards import MAX_VARIANTS, num_variants, unused_marks
 from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
+from flowloom.image_suffixes import VIDEO_SUFFIXES
 
+FIRST_FIELDS = ("filename", "caption_or_tags", "width", "height")
 StateEntries: TypeAlias = dict[str, tuple[str, str]]
 """(stamp, value) by key, from the build state."""
 
@@ -75,7 +78,7 @@ class RowMaker:
                 done.remarks.append(item)
             else:
                 try:
-                    done.rows.append(self._row(item, known, done))
+                    done.rows += self._rows(item, known, done)
                 except (Unavailable, StoreDenied):
                     raise  # a problem of the store, not of the row
                 except (DataError, SourceError) as error:
@@ -84,11 +87,11 @@ class RowMaker:
                     done.unusable.append(Unusable(item.where, reason_of(error)))
         return done
 
-    def _row(self, item: Item, known: StateEntries, done: MadeRows) -> Row:
+    def _rows(self, item: Item, known: StateEntries, done: MadeRows) -> list[Row]:
         caption = self._caption(item, known, done)
         texts = caption.texts
         done.remarks += (Remark(item.where, text) for text in _caption_remarks(texts))
-        width, height = self._size(item, known, done)
+        parts = self._parts(item, known, done)
         is_tags = next((stated for stated in self._statements(item, caption) if stated is not None), None)
         if caption.is_ordered:
             is_tags = False
@@ -96,13 +99,12 @@ class RowMaker:
         fields = {
             "filename": item.filename,
             "caption_or_tags": texts[0] if len(texts) == 1 else list(texts),
-            "width": width,
-            "height": height,
             "is_tag_based": all(map(looks_tag_based, texts)) if is_tags is None else is_tags,
             "is_url_based": item.is_url_based,
             "loss_weight": next(weight for weight in weights if weight is not None),
         }
-        return Row(fields, item.repeats if self.options.with_repeats else 1)
+        repeats = item.repeats if self.options.with_repeats else 1
+        return [Row(_ordered(fields | part), repeats) for part in parts]
 
     def _statements(self, item: Item, caption: Caption) -> tuple[bool | None, ...]:
         return self.options.is_tag_based, item.is_tag_based, caption.is_tag_based
@@ -141,6 +143,21 @@ class RowMaker:
         value = orjson.dumps([caption.texts, caption.is_tag_based, caption.loss_weight]).decode()
         done.state_entries.append((sidecar.key, stamp, value))
         return caption
+
+    def _parts(self, item: Item, known: StateEntries, done: MadeRows) -> list[dict[str, Any]]:
+        """The fields of each row of `item` that describe its pixels: one row, or one for each clip."""
+        if not item.filename.partition("?")[0].lower().endswith(VIDEO_SUFFIXES):
+            width, height = self._size(item, known, done)
+            return [{"width": width, "height": height}]
+        if item.is_inside:
+            raise DataError("a video inside an archive or table: unpack it")
+        image = self._remote(item) if item.image is None else item.image
+        video, is_read = measured_video(image, known.get(image.key), self.options)
+        if is_read:
+            done.num_read += 1
+            done.state_entries.append((image.key, *video.entry))
+        done.remarks += (Remark(item.where, text) for text in video.remarks)
+        return video.clips(self.options)
 
     def _size(self, item: Item, known: StateEntries, done: MadeRows) -> tuple[int, int]:
         if item.image is None and item.size:
@@ -183,6 +200,11 @@ class RowMaker:
         partial = target.with_name(f".{target.name}.tmp")
         partial.write_bytes(data)
         partial.replace(target)
+
+
+def _ordered(fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with the size after the caption, as people expect it."""
+    return {name: fields[name] for name in (*FIRST_FIELDS, *fields)}
 
 
 def _caption_remarks(texts: tuple[str, ...]) -> Iterator[str]:

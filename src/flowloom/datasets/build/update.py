@@ -113,7 +113,7 @@ def update(jsonl: Path, on_progress: Callable[[BuildReport], None] = lambda _: N
     return build(recipe.source, jsonl, recipe.options, on_progress)
 
 
-def folder_rows(folder: Path) -> FolderRows:
+def folder_rows(folder: Path, *, with_videos: bool = False) -> FolderRows:
     """The current rows of `folder`, in a JSONL in the user's cache, sorted by name as by a build.
 
     Only files that changed since the last call are read.
@@ -124,12 +124,13 @@ def folder_rows(folder: Path) -> FolderRows:
     """
     folder = folder.absolute()
     name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
-    output = _cache_dir() / name / f"{folder.name or 'folder'}.jsonl"
-    detected = detect(str(folder), BuildOptions())
+    output = _cache_dir() / (f"{name}-videos" if with_videos else name) / f"{folder.name or 'folder'}.jsonl"
+    detected = detect(str(folder), BuildOptions(with_videos=with_videos))
     if "kohya" in detected.choices:
         detected.checked()
     # As in the gallery, tables and archives in a folder of images are ignored.
-    options = BuildOptions(kind=detected.kind if detected.kind in UPDATABLE else "folder")
+    kind = detected.kind if detected.kind in UPDATABLE else "folder"
+    options = BuildOptions(kind=kind, with_videos=with_videos)
     report = build(str(folder), output, options, lambda _: None)
     left_out = Counter(bad.reason for bad in report.unusable)
     return FolderRows(output, report.kind, dict(left_out.most_common()))

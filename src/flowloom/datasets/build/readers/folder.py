@@ -23,7 +23,7 @@ from flowloom.datasets.build.items import (
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.errors import DataError
-from flowloom.image_suffixes import IMAGE_SUFFIXES
+from flowloom.image_suffixes import MEDIA_SUFFIXES
 
 OWN_FOLDERS = frozenset((".uploads",))
 """Hidden folders that the studio creates."""
@@ -37,7 +37,7 @@ def is_empty_file(file: LocalFile) -> bool:
 def open_folder(folder: Path, options: BuildOptions) -> OpenedSource:
     """The images below `folder`."""
     root = (options.root or folder).resolve()
-    rule = PairRule(options.caption_suffixes)
+    rule = PairRule(options.caption_suffixes, with_videos=options.with_videos)
     return OpenedSource("folder", root, _walk(ImageFolder(folder.resolve(), root, rule), options))
 
 
@@ -97,7 +97,7 @@ def list_folder(folder: str, root: Path) -> tuple[dict[str, LocalFile], list[str
 
 def _hidden(entry: os.DirEntry[str]) -> list[Unusable | Remark]:
     """A remark on a hidden folder or image, which the user may miss; `._a.png` of macOS is not an image."""
-    is_image = split_suffix(entry.name)[1] in IMAGE_SUFFIXES and not entry.name.startswith("._")
+    is_image = split_suffix(entry.name)[1] in MEDIA_SUFFIXES and not entry.name.startswith("._")
     is_folder = entry.name not in OWN_FOLDERS and entry.is_dir(follow_symlinks=False)
     return (
         [Remark(shown(entry.path), "not read: hidden, or left behind by a system")]
@@ -108,7 +108,7 @@ def _hidden(entry: os.DirEntry[str]) -> list[Unusable | Remark]:
 
 def _read_entry(entry: os.DirEntry[str], root: Path) -> LocalFile | str | Unusable | Remark | None:
     """A file, the path of a folder, or a problem; None for an entry that is ignored."""
-    is_image = split_suffix(entry.name)[1] in IMAGE_SUFFIXES
+    is_image = split_suffix(entry.name)[1] in MEDIA_SUFFIXES
     try:
         if entry.is_symlink():
             return _link(entry, root, is_image)
@@ -141,7 +141,7 @@ def items_of(
     """The images among the `files` of `folder`."""
     for name in files:
         suffix = split_suffix(name)[1]
-        if suffix not in IMAGE_SUFFIXES and suffix not in folder.rule.suffixes:
+        if not folder.rule.is_media(suffix) and suffix not in folder.rule.suffixes:
             yield Remark(
                 shown(folder.prefix + name), f"not an image or caption file ({suffix or 'no extension'})"
             )

@@ -37,7 +37,7 @@ def _read(folder: Path, root: Path, options: BuildOptions) -> Iterator[ReaderOut
 
 
 def _read_repeated(folder: Path, root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
-    pair_rule = PairRule(options.caption_suffixes, is_shared=True)
+    pair_rule = PairRule(options.caption_suffixes, is_shared=True, with_videos=options.with_videos)
     files, folders, skipped = list_folder(str(folder), root)
     yield from skipped
     for name in files:

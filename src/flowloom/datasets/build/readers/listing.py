@@ -20,7 +20,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, is_rows, stored_rows
 from flowloom.datasets.build.stores import ListedObject, ObjectStore, etag_of
-from flowloom.image_suffixes import IMAGE_SUFFIXES
+from flowloom.image_suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def open_listing(url: str, store: ObjectStore, options: BuildOptions) -> OpenedS
 def _read(url: str, store: ObjectStore, options: BuildOptions) -> Iterator[ReaderOutput]:
     folders, images, tables = _listed(url, store, options)
     rows = stored_rows(store, tables, images) if tables else {}
-    pair_rule = PairRule(options.caption_suffixes)
+    pair_rule = PairRule(options.caption_suffixes, with_videos=options.with_videos)
     for folder in sorted(folders):
         for paired in pair(folders.pop(folder), folder, pair_rule, lambda file: not file.size):
             if isinstance(paired, tuple):
@@ -68,7 +68,8 @@ def _listed(
     url: str, store: ObjectStore, options: BuildOptions
 ) -> tuple[dict[str, dict[str, StoreObject]], set[str], list[ListedObject]]:
     """Images and caption files by folder; the names of the images; JSONLs that may describe them."""
-    suffixes = IMAGE_SUFFIXES.union(options.caption_suffixes)
+    media = MEDIA_SUFFIXES if options.with_videos else IMAGE_SUFFIXES
+    suffixes = media.union(options.caption_suffixes)
     folders: dict[str, dict[str, StoreObject]] = defaultdict(dict)
     images: set[str] = set()
     tables: list[ListedObject] = []
@@ -80,7 +81,7 @@ def _listed(
         if suffix in suffixes:
             folder = entry.name[: -len(path.name)]
             folders[folder][path.name] = StoreObject(store, url, entry.name, entry.size, etag_of(entry))
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in media:
             images.add(entry.name)
         elif is_rows(entry.name):
             tables.append(entry)
