@@ -36,12 +36,19 @@ from flowloom.run.events import read_events
 from flowloom.run.resume import change_by_flags
 from tests.engine.conftest import make_config, make_run, synthetic_data  # noqa: F401 -- fixtures
 from tests.families.flux1 import TinyFlux1
+from tests.families.flux2 import TinyFlux2
 from tests.families.krea2 import TinyKrea2
 from tests.families.qwen_image import TinyQwenImage
 from tests.families.tiny import TinyPipeline
 from tests.families.zimage import TinyZImage
 
-FAMILIES: tuple[TinyPipeline, ...] = (TinyFlux1(), TinyKrea2(), TinyQwenImage(), TinyZImage())
+FAMILIES: tuple[TinyPipeline, ...] = (
+    TinyFlux1(),
+    TinyFlux2(is_dev=False),
+    TinyKrea2(),
+    TinyQwenImage(),
+    TinyZImage(),
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*PosEmbed` is deprecated:FutureWarning")
 CPU, META = torch.device("cpu"), torch.device("meta")

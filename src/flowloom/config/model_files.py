@@ -142,8 +142,9 @@ def _missing(path: str, value: str, what: str, *, in_store: bool = False) -> Ite
 def resolve_paths(section: Paths, folder: Path) -> Paths:
     """`section` with absolute paths, relative to the current directory or, if only that exists, to `folder`.
 
-    Files that are not set default to the diffusers folder in `model.path`; T5's config.json and tokenizer to
-    the folder of its weights. If a folder of images is given instead of a JSONL, it is also the image folder.
+    Files that are not set default to the diffusers folder in `model.path`; T5's config.json and a text
+    encoder's tokenizer to the folder of its weights. If a folder of images is given instead of a JSONL, it is
+    also the image folder.
     """
     if isinstance(section, RunConfig):
         update: dict[str, object] = {
@@ -158,6 +159,8 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
         absolute = _in_pipeline(section.model_copy(update=absolute)) | absolute
     if isinstance(section, ModelSection) and "t5_path" in absolute:
         absolute = _beside_t5(Path(absolute["t5_path"])) | absolute
+    if isinstance(section, ModelSection) and "text_encoder_path" in absolute:
+        absolute = _beside_encoder(Path(absolute["text_encoder_path"])) | absolute
     rows = absolute.get("jsonl_metadata_path", "")
     if is_folder(rows) and paths.get("image_folder_path", "") in ("", "."):
         absolute["image_folder_path"] = rows
@@ -192,6 +195,11 @@ def _in_pipeline(model: ModelSection) -> dict[str, str]:
     if "t5_config_path" in found:
         found["t5_config_path"] /= "config.json"
     return {key: str(path) for key, path in found.items() if path.exists()}
+
+
+def _beside_encoder(path: Path) -> dict[str, str]:
+    folder = path if path.is_dir() else path.parent
+    return {"text_tokenizer_path": str(folder)} if (folder / "tokenizer.json").exists() else {}
 
 
 def _beside_t5(folder: Path) -> dict[str, str]:

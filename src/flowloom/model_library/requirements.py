@@ -231,15 +231,19 @@ def _unfit_pipeline(file: ModelFile, folder: Path) -> str | None:
 
 
 def _at_odds(family: ModelFamily, seen: Mapping[str, FoundModel]) -> Iterator[Problem]:
-    network, encoder = seen.get("path") or seen.get(family.files[0].key), seen.get("t5_path")
-    if not network or not encoder or None in (network.width, encoder.width):
-        return
-    if network.width != encoder.width:
-        message = (
-            f"{encoder.path.name} has {encoder.width} numbers per token, and {network.path.name} needs "
-            f"{network.width}. Use the T5 that belongs to it{', XXL' * (network.width == _T5_WIDTH)}."
-        )
-        yield Problem("model.t5_path", message)
+    network = seen.get("path") or seen.get(family.files[0].key)
+    for key, num_layers in (("t5_path", 1), ("text_encoder_path", family.defaults.text_layers)):
+        encoder = seen.get(key)
+        if not network or not encoder or network.width is None or encoder.width is None:
+            continue
+        needed = network.width // num_layers
+        if needed != encoder.width:
+            kind = f"T5 that belongs to it{', XXL' * (needed == _T5_WIDTH)}"
+            message = (
+                f"{encoder.path.name} has {encoder.width} numbers per token, and {network.path.name} needs "
+                f"{needed}. Use the {kind if key == 't5_path' else 'text encoder that belongs to it'}."
+            )
+            yield Problem(f"model.{key}", message)
 
 
 def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str] = ()) -> list[Need]:

@@ -76,7 +76,6 @@ VAES_BY_SCALING = {0.18215: "vae-sd15", 0.13025: "vae-sdxl", 0.3611: "vae-flux",
 CLIPS_BY_WIDTH = {768: "clip-l", 1280: "clip-g", 1024: "clip-h"}
 
 OTHERS = {
-    "flux2": Architecture("network", "FLUX.2", "FLUX.2"),
     "sd3": Architecture("network", "SD 3", "Stable Diffusion 3"),
     "lumina2": Architecture("network", "Lumina", "Lumina Image 2"),
     "sdxl": Architecture("network", "SDXL", "SDXL"),
@@ -91,7 +90,6 @@ OTHER_SIGNATURES = (
     Signature("controlnet", ("controlnet_",)),
     Signature("controlnet", ("zero_convs.",)),
     Signature("controlnet", ("control_model.",)),
-    Signature("flux2", ("double_stream_modulation_img.",)),
     Signature("sd3", ("joint_blocks.0.x_block.",)),
     Signature("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.")),
     Signature("lumina2", ("noise_refiner.0.adaLN_modulation.1.", "cap_embedder.")),

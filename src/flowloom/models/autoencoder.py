@@ -23,7 +23,7 @@ SHIFT, SCALE = 0.1159, 0.3611
 GROUPS = "norm_num_groups"
 """Metadata key: groups of the group norms, the only size that shapes do not show."""
 
-_PREFIXES = ("first_stage_model.", "vae.")
+PREFIXES = ("first_stage_model.", "vae.")
 _BFL, _DIFFUSERS = 0, 1
 # Modules whose names differ, (BFL's, diffusers'), with {} for a number.
 _NAMES = (
@@ -77,12 +77,12 @@ def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Au
     Raises:
         WeightsError: it is missing, damaged, or no autoencoder of this kind.
     """
-    weights = _in_diffusers_names(open_weights(path).below(*_PREFIXES))
+    weights = in_diffusers_names(open_weights(path).below(*PREFIXES))
     with quiet_imports():
         from diffusers import AutoencoderKL
     try:
         with torch.device("meta"):
-            model = AutoencoderKL(**_sizes(weights))
+            model = AutoencoderKL(**autoencoder_sizes(weights))
     except KeyError as error:
         raise WeightsError(f"{path}: no {error.args[0]} in it: not an autoencoder.") from error
     except ValueError as error:
@@ -104,7 +104,8 @@ def save_autoencoder(path: Path, model: AutoencoderKL) -> None:
     save_weights(path, tensors, {GROUPS: str(model.config[GROUPS])})
 
 
-def _in_diffusers_names(weights: Weights) -> Weights:
+def in_diffusers_names(weights: Weights) -> Weights:
+    """`weights` of an autoencoder by diffusers' names."""
     levels = _count(weights, r"encoder\.down\.(\d+)\.")
     renamed = weights.gathered({_renamed(name, _BFL, _DIFFUSERS, levels): (name,) for name in weights})
     # Linear layers, released as convolutions of one pixel.
@@ -134,8 +135,12 @@ def _count(weights: Weights, pattern: str) -> int:
     return len({found[1] for name in weights if (found := re.match(pattern, name))})
 
 
-def _sizes(weights: Weights) -> dict[str, Any]:
-    """The arguments of AutoencoderKL, from names and shapes in diffusers' spelling."""
+def autoencoder_sizes(weights: Weights) -> dict[str, Any]:
+    """The arguments of AutoencoderKL, from names and shapes in diffusers' spelling.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
     shapes = weights.shapes
     levels = _count(weights, r"encoder\.down_blocks\.(\d+)\.")
     return {

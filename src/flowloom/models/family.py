@@ -176,6 +176,8 @@ class FamilyDefaults:
     """Density of noise levels while training, as `objective.noise_level` spells it."""
     text_length: int = 512
     """Maximum length of a caption in tokens."""
+    text_layers: int = 1
+    """Layers of the text encoder whose states a text token holds, side by side."""
     lora_targets: tuple[str, ...] = ("double_blocks", "single_blocks")
     """Parts of the names of the layers that an adapter is put on."""
     always_trained: tuple[str, ...] = ("txt_in", "img_in", "final_layer")

@@ -34,7 +34,7 @@ OFFERS = (
     Offer(
         id="qwen3-4b",
         title="Qwen3 4B",
-        note="Reads the captions of Z-Image; in 16 bits.",
+        note="Reads the captions of Z-Image and of FLUX.2 klein 4B; in 16 bits.",
         architecture="language-model",
         license="Apache-2.0",
         size=8_044_982_048,
@@ -46,7 +46,7 @@ OFFERS = (
             ),
         ),
         sets=(("model.text_encoder_path", "text_encoders/qwen_3_4b.safetensors"),),
-        families=("z-image",),
+        families=("z-image", "flux2"),
     ),
     Offer(
         id="qwen3-tokenizer",
@@ -60,6 +60,6 @@ OFFERS = (
             for name in ("tokenizer.json", "tokenizer_config.json")
         ),
         sets=(("model.text_tokenizer_path", "text_encoders/qwen3"),),
-        families=("z-image",),
+        families=("z-image", "flux2"),
     ),
 )

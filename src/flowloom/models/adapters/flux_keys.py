@@ -1,6 +1,8 @@
-"""Key rules of FLUX.1 and of the networks made from it, whose joined layers diffusers has in parts."""
+"""Key rules of FLUX.1, the networks made from it, and FLUX.2; diffusers has their joined layers in parts."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from flowloom.models.adapters.key_rules import COMFYUI, DIFFUSERS, KOHYA, KeyRules, Rows, same
 
@@ -39,6 +41,28 @@ _MODULATIONS = {
     "time_text_embed.guidance_embedder.linear_1": Rows("guidance_in.in_layer", 0, 1),
     "time_text_embed.guidance_embedder.linear_2": Rows("guidance_in.out_layer", 0, 1),
 }
+_FLUX2_PARTS = {
+    **{name: rows for name, rows in PARTS.items() if "attn." in name and not name.startswith("single")},
+    "transformer_blocks.{}.ff.linear_in": Rows(f"{_DOUBLE}img_mlp.0", 0, 1),
+    "transformer_blocks.{}.ff.linear_out": Rows(f"{_DOUBLE}img_mlp.2", 0, 1),
+    "transformer_blocks.{}.ff_context.linear_in": Rows(f"{_DOUBLE}txt_mlp.0", 0, 1),
+    "transformer_blocks.{}.ff_context.linear_out": Rows(f"{_DOUBLE}txt_mlp.2", 0, 1),
+    "single_transformer_blocks.{}.attn.to_qkv_mlp_proj": Rows(f"{_SINGLE}linear1", 0, 1),
+    "single_transformer_blocks.{}.attn.to_out": Rows(f"{_SINGLE}linear2", 0, 1),
+    "x_embedder": Rows("img_in", 0, 1),
+    "context_embedder": Rows("txt_in", 0, 1),
+    "proj_out": Rows("final_layer.linear", 0, 1),
+}
+_FLUX2_OUTER = {
+    "double_stream_modulation_img.linear": Rows("double_stream_modulation_img.lin", 0, 1),
+    "double_stream_modulation_txt.linear": Rows("double_stream_modulation_txt.lin", 0, 1),
+    "single_stream_modulation.linear": Rows("single_stream_modulation.lin", 0, 1),
+    "time_guidance_embed.timestep_embedder.linear_1": Rows("time_in.in_layer", 0, 1),
+    "time_guidance_embed.timestep_embedder.linear_2": Rows("time_in.out_layer", 0, 1),
+    "time_guidance_embed.guidance_embedder.linear_1": Rows("guidance_in.in_layer", 0, 1),
+    "time_guidance_embed.guidance_embedder.linear_2": Rows("guidance_in.out_layer", 0, 1),
+}
+"""ComfyUI knows these by Black Forest Labs' names only."""
 
 
 def _joined(parts: dict[str, Rows]) -> dict[str, tuple[str, ...]]:
@@ -58,6 +82,23 @@ FLUX1 = {
     # ComfyUI has a table of these names too, with the rows that each is.
     "comfy": KeyRules(COMFYUI, "transformer.", same(*PARTS, *_MODULATIONS)),
     "kohya": KeyRules(KOHYA, "lora_unet_", _joined(PARTS | _MODULATIONS), is_flat=True),
+    "diffusers": KeyRules(DIFFUSERS, "transformer."),
+}
+"""The network has diffusers' names."""
+FLUX2 = {
+    # By the names of ComfyUI's flux_to_diffusers, and by its own names of all layers.
+    "comfy": KeyRules(
+        COMFYUI,
+        "",
+        {f"transformer.{part}": (part,) for part in _FLUX2_PARTS}
+        | {f"diffusion_model.{rows.layer}": (part,) for part, rows in _FLUX2_OUTER.items()},
+    ),
+    "kohya": KeyRules(
+        replace(KOHYA, title="musubi-tuner (kohya)"),
+        "lora_unet_",
+        _joined(_FLUX2_PARTS | _FLUX2_OUTER),
+        is_flat=True,
+    ),
     "diffusers": KeyRules(DIFFUSERS, "transformer."),
 }
 """The network has diffusers' names."""

@@ -93,7 +93,7 @@ def to_comfy(
     layers = {name: with_scale_over_base(name, layer, base) for name, layer in layers_of(state, meta).items()}
     for name, layer in (_as_in_checkpoint(layers, known) if known.joins_for_comfy else layers).items():
         for suffix, tensor in _with_alpha(layer):
-            renamed[f"{known.comfy_prefix}{name}.{suffix}"] = tensor
+            renamed[f"{known.to_comfy(name)}.{suffix}"] = tensor
     return renamed
 
 
@@ -159,12 +159,12 @@ def adapter_metadata(
     meta: Mapping[str, Any], config_json: str, dataset_summary: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, str]:
     """Metadata of an adapter file: kohya's and modelspec's keys, and the run's configuration."""
+    known = _names(meta)
     module, args = {
-        "lora": ("networks.lora_flux", {}),
+        "lora": (known.kohya_module, {}),
         "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
         "lokr": ("lycoris.kohya", {"algo": "lokr"}),
     }[meta["kind"]]
-    known = _names(meta)
     return {
         "format": "pt",
         "ss_network_module": module,

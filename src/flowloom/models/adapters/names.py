@@ -8,7 +8,7 @@ names with underscores, FLOW the checkpoint's with its own suffix.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from flowloom.models.adapters.key_rules import KeyRules
@@ -84,6 +84,8 @@ class LoraNames:
             by diffusers' names as well, so that no layers need to be joined.
         joins_for_comfy: ComfyUI reads only the checkpoint's layers.
         joins_for_kohya: kohya's files have the checkpoint's layers rather than their parts.
+        only_own_in_comfy: layers outside of any block that ComfyUI does not know by diffusers' names.
+        kohya_module: `ss_network_module` of a LoRA.
     """
 
     def __init__(  # noqa: PLR0913 -- one table of a family
@@ -99,6 +101,8 @@ class LoraNames:
         comfy_prefix: str = "",
         joins_for_comfy: bool = False,
         joins_for_kohya: bool = True,
+        only_own_in_comfy: Collection[str] = (),
+        kohya_module: str = "networks.lora_flux",
     ):
         self._stacks, self._outer = stacks, outer
         self.title, self.spec, self.implementation = title, spec, implementation
@@ -108,6 +112,13 @@ class LoraNames:
         self.comfy_prefix = comfy_prefix or (DIFFUSERS_PREFIX if is_split else COMFY_PREFIX)
         self.joins_for_comfy = joins_for_comfy and has_diffusers_layers
         self.joins_for_kohya = joins_for_kohya and has_diffusers_layers
+        self._only_own_in_comfy = only_own_in_comfy
+        self.kohya_module = kohya_module
+
+    def to_comfy(self, layer: str) -> str:
+        """ComfyUI's name of `layer`, one of the network's or, with `joins_for_comfy`, of the checkpoint's."""
+        own = self.in_checkpoint(layer)
+        return COMFY_PREFIX + own if own in self._only_own_in_comfy else self.comfy_prefix + layer
 
     def without_reader(self, form: str) -> str:
         """The message that the family's adapters have no format `form`."""

@@ -145,7 +145,7 @@ def _read(rules: KeyRules, tensors: Mapping[str, Tensor]) -> dict[str, _Factors]
     for key, tensor in tensors.items():
         inner = key.removeprefix(rules.prefix)
         ending = next((ending for ending in program.suffixes if inner.endswith(f".{ending}")), "")
-        if inner == key or not ending:
+        if not key.startswith(rules.prefix) or not ending:
             unused.append(key)
         else:
             own = layers.setdefault(inner.removesuffix(f".{ending}"), {})

@@ -160,7 +160,7 @@ class Flux1Family(DiffusersFamily):
     rotated = ROTATED
     names = NAMES
     last_layer = "final_layer.linear"
-    adapter_base = AdapterBase("flux", r"flux", LAYERS, _OWN_LAYERS, SHARED_LAYERS)
+    adapter_base = AdapterBase("flux", r"flux(?![-_. ]?2)", LAYERS, _OWN_LAYERS, SHARED_LAYERS)
     defaults = FamilyDefaults(
         Activations(kept=23, without_ffn=14, ffn_cost=0.33, block_cost=0.75), guidance=3.5
     )
