@@ -16,6 +16,7 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.errors import ConfigError
 from flowloom.run.directory import RunDir
 from flowloom.run.mirror.layout import manifest_name, read_manifest, verified
+from flowloom.tasks.base import StopRequested
 from tests.engine.mirrored import (
     SECTIONS,
     STEPS,
@@ -27,6 +28,7 @@ from tests.engine.mirrored import (
 from tests.engine.processes import run_ranks
 from tests.engine.test_resume import wait_for_first_step
 from tests.fakes.faulty import Faulty
+from tests.tasks.tagging.conftest import Runs
 
 pytestmark = pytest.mark.slow
 
@@ -228,3 +230,63 @@ def test_the_address_is_checked_and_may_be_written_shortly() -> None:
     for address in ("runs", "https://host/runs", "s3://key:secret@bucket/runs", "s3://"):
         with pytest.raises(ValueError, match="write s3://BUCKET/FOLDER"):
             RunConfig.model_validate({"mirror": {"url": address}})
+
+
+def test_a_mirrored_run_is_sampled_and_exported_while_its_machine_trains(
+    make_run: Callable[..., RunDir],
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run_dir = make_run("run", **bucket.sections())
+    run_engine(run_dir)
+    before = {info.name: info.etag for info in bucket.store.list()}
+    endpoint = ["--endpoint", bucket.storage.endpoint or ""]
+    images = ["--prompt", "a fox", "--size", "32x32", "--steps", "2"]
+    outs: list[bytes] = []
+    for source in (bucket.run_url, str(run_dir.path)):
+        out = tmp_path / f"images{len(outs)}"
+        assert main(["sample", source, *images, *endpoint, "-o", str(out)]) == 0
+        outs.append((out / "00.png").read_bytes())
+    assert outs[0] == outs[1]
+    (copied,) = (tmp_path / "cache" / "flowloom" / "runs").glob("*/run")
+    assert [path.name for path in (copied / "checkpoints").iterdir()] == ["step_00000008"]
+    assert not (copied / "checkpoints" / "step_00000008" / "state").exists(), "only a resume needs it"
+    # An older checkpoint by its URL; the exported file is that of the run directory.
+    comfy = ["--format", "comfy", *endpoint]
+    for number, source in enumerate((bucket.run_url, str(run_dir.path))):
+        checkpoint, out = f"{source}/checkpoints/step_00000004", str(tmp_path / f"{number}.safetensors")
+        assert main(["export", checkpoint, *comfy, "-o", out]) == 0
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+    assert {info.name: info.etag for info in bucket.store.list()} == before, "the lease, too"
+    for wrong in ("/checkpoints/step_00000005", "-of-nobody"):
+        assert main(["export", f"{bucket.run_url}{wrong}", *comfy, "-o", "x.safetensors"]) == 2
+    assert "there is no complete checkpoint here" in (error := capsys.readouterr().err)
+    assert "is not a mirrored run" in error
+
+
+def test_the_studios_task_imports_a_run_beside_itself_and_it_continues(
+    make_run: Callable[..., RunDir], bucket: Bucket, unmirrored: RunDir, tmp_path: Path
+) -> None:
+    run_dir = make_run("run", **bucket.sections(limits={"max_steps": 4}))
+    run_engine(run_dir)
+    shutil.rmtree(run_dir.path)
+    tasks = Runs(tmp_path / "studio")
+    access = {"url": bucket.run_url, "storage": {"endpoint": bucket.storage.endpoint}}
+    with pytest.raises(ConfigError, match=r"model\.vae_path: .*nowhere"):
+        tasks("run-import", **access, changes={"model": {"vae_path": "/nowhere"}})
+    stopped = tasks.new("run-import", **access)
+    stopped.request("stop")
+    with pytest.raises(StopRequested):
+        tasks.resume(stopped)
+    assert not (tmp_path / "studio" / "run").exists()
+    result = tasks(
+        "run-import", **access, changes={"limits": {"max_steps": STEPS}, "training": {"save_every": 2}}
+    )
+    assert result == {"run": "run", "checkpoint": "step_00000004"}
+    again = RunDir.open(tmp_path / "studio" / "run")
+    assert again.read_run()["imported_from"] == bucket.run_url
+    run_engine(again)
+    assert_same_run(unmirrored, again)

@@ -139,3 +139,21 @@ def test_a_run_on_two_devices_is_killed_with_its_ranks(two_devices: Studio, tiny
     two_devices.post("/api/runs/both/kill")
     two_devices.wait("both", "stopped")
     assert not ranks_of(two_devices.home, "both")
+
+
+def test_a_run_imported_from_a_bucket_names_no_files_outside_the_studio(one_finished: Studio) -> None:
+    path = one_finished.home / "runs" / "run" / "run.json"
+    content = json.loads(path.read_text())
+    try:
+        foreign = content | {"imported_from": "s3://bucket/runs/run"}
+        foreign["config"] = content["config"] | {"limits": content["config"]["limits"] | {"max_steps": 9}}
+        foreign["config"]["dataloader"] |= {"jsonl_metadata_path": "/etc/passwd"}
+        path.write_text(json.dumps(foreign))
+        refused = one_finished.http.post("/api/runs/run/resume", json={"changes": {"training": {"lr": 1e-3}}})
+        assert refused.status_code == 422
+        (problem,) = refused.json()["errors"]
+        assert problem["where"] == "/changes/dataloader/jsonl_metadata_path"
+        assert "outside the studio's folders" in problem["detail"]
+        assert one_finished.get("/api/runs/run/config")["imported_from"] == "s3://bucket/runs/run"
+    finally:
+        path.write_text(json.dumps(content))

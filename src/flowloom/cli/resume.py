@@ -16,7 +16,7 @@ def resume(arguments: list[str]) -> int:
 
     parser = command_parser("resume", "RUN_DIR | s3://BUCKET/RUN [--section.key VALUE ...]")
     about = "run directory, such as runs/my-run, or a run in a bucket (mirror.url)"
-    parser.add_argument("run_dir", type=_run_dir_or_url, metavar="RUN_DIR", help=about)
+    parser.add_argument("run_dir", type=run_dir_or_url, metavar="RUN_DIR", help=about)
     about = "of a run in a bucket: folder of the new run directory; default: runs"
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", default="runs", help=about)
     parser.add_argument("--name", help="of a run in a bucket: name of the new run directory")
@@ -42,7 +42,7 @@ def resume(arguments: list[str]) -> int:
     return run_engine_at(run_dir.path, loaded.secrets)
 
 
-def _run_dir_or_url(text: str) -> str:
+def run_dir_or_url(text: str) -> str:
     from flowloom.config.local_paths import local_path
     from flowloom.storage.base import scheme_of
 

@@ -14,10 +14,13 @@ from flowloom.tasks.download import DOWNLOAD
 from flowloom.tasks.export import EXPORT, MERGE
 from flowloom.tasks.hash import HASH
 from flowloom.tasks.restore_captions import RESTORE_CAPTIONS
+from flowloom.tasks.run_import import RUN_IMPORT
 from flowloom.tasks.sample import SAMPLE
 from flowloom.tasks.tag import TAG
 
 _CAPTIONS = (TAG, CAPTION, RESTORE_CAPTIONS)
 _MODELS = (DOWNLOAD, HASH, EXPORT, MERGE, SAMPLE)
 _DATASETS = (BUILD, UPDATE, DATASET_EXPORT, LINT, IMPORT)
-ALL: dict[str, FormTask[Any]] = {task.name: task for task in (CACHE, DEMO, *_CAPTIONS, *_MODELS, *_DATASETS)}
+ALL: dict[str, FormTask[Any]] = {
+    task.name: task for task in (CACHE, DEMO, RUN_IMPORT, *_CAPTIONS, *_MODELS, *_DATASETS)
+}

@@ -3,6 +3,7 @@ import { useQuery } from "@tanstack/react-query";
 import { LinkButton } from "@/components/ui/button";
 import { DownloadIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/panel";
+import { runHref } from "@/features/run/run-progress";
 import { api, unwrap } from "@/lib/api/client";
 import { datasetHref } from "@/lib/api/datasets";
 import { bytes } from "@/lib/format";
@@ -30,14 +31,20 @@ export function TaskResult({ id, trainer, isOver }: { id: string; trainer: strin
     enabled: data !== undefined,
   });
   if (data === undefined) return null;
+  const importedRun =
+    isOver && trainer === "run-import" && isTree(data) && typeof data.run === "string" && data.run;
   const datasetName = isOver && importedDataset(trainer, data);
   return (
     <Panel
       title="Result"
       actions={
-        datasetName && (
-          <LinkButton kind="primary" size="small" href={datasetHref(datasetName)}>
-            Open {datasetName}
+        (datasetName || importedRun) && (
+          <LinkButton
+            kind="primary"
+            size="small"
+            href={importedRun ? runHref(importedRun) : datasetHref(datasetName || "")}
+          >
+            Open {importedRun || datasetName}
           </LinkButton>
         )
       }

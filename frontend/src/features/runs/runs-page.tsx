@@ -12,6 +12,7 @@ import { StartButtons } from "@/features/home/start-buttons";
 import { type Action, useRunAction } from "@/hooks/use-run-action";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, RUNS_AT_ONCE, runs as runsQuery } from "@/lib/api/queries";
+import { ImportRun } from "./import-run";
 import { QueuePanel } from "./queue";
 import { RunsTable } from "./runs-table";
 
@@ -113,7 +114,17 @@ export function RunsPage() {
   const selectedRuns = all.filter((run) => chosen.has(run.id));
   const count = (name: Filter) => all.filter(FILTERS[name]).length;
   return (
-    <Page title="Runs" lead="Training runs and queue" actions={<StartButtons />} wide>
+    <Page
+      title="Runs"
+      lead="Training runs and queue"
+      actions={
+        <>
+          <ImportRun />
+          <StartButtons />
+        </>
+      }
+      wide
+    >
       <QueuePanel />
       <Panel
         flush

@@ -4446,6 +4446,11 @@ export interface components {
              */
             created?: number | null;
             /**
+             * Imported From
+             * @description URL of the mirror that the run was imported from.
+             */
+            imported_from?: string | null;
+            /**
              * Notes
              * @default []
              */

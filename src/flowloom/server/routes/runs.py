@@ -123,6 +123,7 @@ class RunJson(BaseModel):
     notes: list[str] = []
     versions: dict[str, str] = Field({}, description="Versions of Python and of packages.")
     created: float | None = Field(None, description="Seconds since 1970.")
+    imported_from: str | None = Field(None, description="URL of the mirror that the run was imported from.")
     changed: list[ConfigChange] = []
 
 

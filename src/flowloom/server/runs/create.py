@@ -97,7 +97,19 @@ def resume_run(studio: Studio, run_dir: RunDir, how: ResumeRequest) -> RunView:
         queue.require_resumable(studio.runs.refresh(run_dir.path.name), is_changed=is_changed)
         if is_changed:
             _change(studio, run_dir, how.changes)
+        require_paths_inside(studio, run_dir)
         return queue.resume(run_dir, how.devices, first=how.first, is_changed=is_changed, launch=how.launch)
+
+
+def require_paths_inside(studio: Studio, run_dir: RunDir) -> None:
+    """Check the paths of a run that was imported from a bucket, where others may have written them.
+
+    Raises:
+        Invalid: one is outside of the studio's folders.
+    """
+    content = run_dir.read_run()
+    if "imported_from" in content and (problems := list(studio.roots.path_problems(content["config"]))):
+        raise Invalid.of(problems, "/changes")
 
 
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
