@@ -81,6 +81,7 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
     "chroma, diffusers": (
         {
             "distilled_guidance_layer.in_proj.weight": (5120, 64),
+            "x_embedder.weight": (3072, 64),
             "transformer_blocks.0.attn.add_k_proj.weight": (3072, 3072),
             "single_transformer_blocks.0.proj_mlp.weight": (12288, 3072),
         },
@@ -88,7 +89,12 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
         "chroma",
     ),
     "radiance": (
-        CHROMA | {"nerf_image_embedder.embedder.0.weight": (64, 67), "nerf_blocks.0.norm.scale": (64,)},
+        {name: shape for name, shape in CHROMA.items() if not name.startswith(("img_in", "final_layer"))}
+        | {
+            "img_in_patch.weight": (3072, 3, 16, 16),
+            "nerf_image_embedder.embedder.0.weight": (64, 67),
+            "nerf_blocks.0.norm.scale": (64,),
+        },
         "network",
         "chroma-radiance",
     ),

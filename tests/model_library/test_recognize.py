@@ -118,7 +118,11 @@ def test_the_names_rank_and_layers_of_a_lora_are_read(shapes: dict[str, Any], na
     assert found.adapter
     facts = found.adapter
     assert (facts.kind, facts.naming, facts.rank, facts.alpha) == ("lora", naming, 16, None)
-    assert (facts.num_layers, facts.base, facts.base_evidence) == (2, "flux2-or-flux-or-chroma", "tensors")
+    assert (facts.num_layers, facts.base, facts.base_evidence) == (
+        2,
+        "radiance-or-flux2-or-flux-or-chroma",
+        "tensors",
+    )
 
 
 @pytest.mark.parametrize(

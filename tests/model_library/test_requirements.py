@@ -63,7 +63,7 @@ def test_choices_fit_each_path(models_dir: Path):
         "model.t5_tokenizer_path": ["t5"],
         "model.clip_tokenizer_path": [],
         "model.clip_path": ["clip_l.safetensors"],
-        "model.path": ["flux.safetensors", "Chroma1-HD.safetensors"],
+        "model.path": ["flux.safetensors", "radiance.safetensors", "Chroma1-HD.safetensors"],
         "model.text_encoder_path": [],
         "model.text_tokenizer_path": [],
     }

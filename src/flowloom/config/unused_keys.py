@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowloom.config.run import ADAPTERS, RunConfig
-from flowloom.models.family import family_for
+from flowloom.models.family import family_for, has_autoencoder
 
 TRAINING = "training.change_layer_every training.trained_single_blocks training.trained_double_blocks"
 ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
@@ -50,6 +50,11 @@ IDLE: tuple[Idle, ...] = (
         "cache.mirror_gib",
         lambda c: c.cache.is_on_disk and "://" not in c.cache.dir,
         "unless cache.dir is in an object store",
+    ),
+    Idle(
+        "cache.latents cache.sampling",
+        lambda c: not has_autoencoder(family_for(c.model)),
+        "without an autoencoder: the network works on pixels, which are read from the images",
     ),
     Idle("cache.caption_variants", lambda c: c.cache.text != "disk", "unless cache.text is disk"),
     Idle(

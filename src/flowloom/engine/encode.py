@@ -18,7 +18,7 @@ from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
 from flowloom.models.device import encoder_dtype
-from flowloom.models.family import Codec, Conditioner, Conditioning, Grid, family_for
+from flowloom.models.family import Codec, Conditioner, Conditioning, Grid, family_for, has_autoencoder
 
 
 class Encodings(NamedTuple):
@@ -58,7 +58,7 @@ class Encoders:
         self.minibatch = 1 if device.type == "cpu" else config.training.cache_minibatch
         self.union_mask = config.objective.mask_mode == "flow_union"
         self.seed = config.training.master_seed
-        self.draws = config.cache.sampling == "draw"
+        self.draws = config.cache.sampling == "draw" and has_autoencoder(self.family)
         self._paths = {role: self._files(config, role) for role in ("latents", "text")}
         self.caches = caches or caches_without_disk(config)
 
@@ -141,7 +141,7 @@ class Encoders:
     def _encode_images(self, samples: Sequence[Sample]) -> Tensor:
         pixels = np.stack([_pixels(sample) for sample in samples])
         images = torch.from_numpy(pixels).to(self.device).movedim(-1, 1)
-        images = images.to(self.dtype) / 127.5 - 1
+        images = images.float() / 127.5 - 1  # the codec rounds to its own number format, if it has one
         vae = self.autoencoder
         return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()
 

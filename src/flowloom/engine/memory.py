@@ -55,7 +55,8 @@ def activation_bytes(activations: Activations, each_input: int, num_blocks: int,
     others += (num_blocks - choice.blocks - choice.ffn) * activations.kept
     if choice.ffn:
         others += activations.kept - activations.without_ffn
-    return int(each_input * (inputs + max(others, activations.kept if choice.blocks else 0)))
+    in_blocks = inputs + max(others, activations.kept if choice.blocks else 0)
+    return int(each_input * (in_blocks + activations.ends))
 
 
 def sample_tokens(config: RunConfig) -> tuple[int, int]:

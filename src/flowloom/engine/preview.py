@@ -122,7 +122,7 @@ class SampleGenerator:
         return plain, with_cfg
 
     def _decode(self, latents: Tensor, fps: float | None) -> Generated:
-        pixels = self.encoders.autoencoder.decode(latents.to(self.encoders.dtype))
+        pixels = self.encoders.autoencoder.decode(latents)
         levels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return generated(levels.movedim(0, -1).cpu().numpy(), fps)
 

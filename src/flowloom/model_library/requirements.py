@@ -9,14 +9,14 @@ from typing import Any
 
 from flowloom.config.model_files import cached_files, missing_model_files
 from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
-from flowloom.errors import ConfigError, Problem
+from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.json_types import is_object
 from flowloom.model_library.catalog import offer_for
 from flowloom.model_library.offer import Offer
 from flowloom.model_library.scan import Folder, find_in, look, walk
 from flowloom.model_library.scan import ModelFile as FoundModel
 from flowloom.models.adapters.base_model import fits, shares_layers
-from flowloom.models.family import DEFAULT, ModelFamily, ModelFile, detect, families
+from flowloom.models.family import DEFAULT, ModelFamily, ModelFile, detect, families, family_for
 from flowloom.models.header import read_small_json
 from flowloom.models.weight_formats import INSTEAD
 
@@ -124,7 +124,20 @@ def _seen(model: Mapping[str, Any]) -> dict[str, FoundModel]:
 def unfit_for(config: RunConfig) -> list[Problem]:
     """`unfit_models` of the files that `config` needs: a cache may replace an encoder."""
     unneeded = cached_files(config)
-    return [one for one in unfit_models(config.model.model_dump()) if one.where not in unneeded]
+    unfit = [one for one in unfit_models(config.model.model_dump()) if one.where not in unneeded]
+    return unfit or list(_other_prediction(config.model))
+
+
+def _other_prediction(model: ModelSection) -> Iterator[Problem]:
+    try:
+        predicts_x0 = model.network_path.is_file() and family_for(model).predicts_x0(model.network_path)
+    except WeightsError:
+        return
+    if predicts_x0 and not model.use_x0:
+        message = (
+            f"{model.network_path.name} predicts the image instead of the velocity (x0): set it to true."
+        )
+        yield Problem("model.use_x0", message)
 
 
 def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from flowloom.errors import WeightsError
 from flowloom.models.chroma_names import is_diffusers, sources
+from flowloom.models.families.chroma import X0_FLAG
 from flowloom.models.weights import Assign, Weights, assign_weights, open_weights
 from flowloom.nn.chroma import Chroma, ChromaParams, params_from_shapes
 
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-# Buffers that FLOW saves beside the weights: a flag of x0 networks, and the numbers 0 to 343.
-_NO_WEIGHTS = ("__x0__", "mod_index")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+NO_WEIGHTS = (X0_FLAG, "mod_index")
+"""Buffers that FLOW saves beside the weights: a flag of x0 networks, and the numbers 0 to 343."""
 # Marks of other files, and the message for each.
 _OTHERS = {
     "lora_": "an adapter. Name the base network here, and load the adapter on top of it",
     "lokr_": "an adapter. Name the base network here, and load the adapter on top of it",
-    "nerf_": "Chroma Radiance, which works on pixels and is not supported. Use a Chroma1 of the latent kind",
+    "nerf_": "Chroma Radiance, which works on pixels. Name it in model.path instead of model.chroma_path",
     "vector_in.": "FLUX, from which Chroma was made. Download Chroma1-HD or Chroma1-Base",
 }
 
@@ -57,9 +61,20 @@ def open_chroma(path: Path) -> Weights:
     path = Path(path)
     if (path / "model_index.json").is_file():
         path = path / "transformer"
-    weights = open_weights(path).below(*_PREFIXES)
-    names = {name: (name,) for name in weights if name not in _NO_WEIGHTS}
+    weights = open_weights(path).below(*PREFIXES)
+    names = {name: (name,) for name in weights if name not in NO_WEIGHTS}
     return weights.gathered(sources(names) if is_diffusers(names) else names)
+
+
+class Loader(NamedTuple):
+    """How a family of these networks opens a file."""
+
+    open: Callable[[Path], Weights]
+    read_params: Callable[[Path], ChromaParams]
+    load: Callable[[Path, torch.device, torch.dtype, Assign], nn.Module]
+
+
+LOADER = Loader(open_chroma, read_chroma_params, load_chroma)
 
 
 def _params(weights: Weights) -> ChromaParams:

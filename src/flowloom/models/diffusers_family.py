@@ -43,6 +43,10 @@ class DiffusersFamily:
         """No warnings about the files."""
         return []
 
+    def predicts_x0(self, path: Path) -> bool:  # noqa: ARG002
+        """False: none of these networks does."""
+        return False
+
     def read_sizes(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Sizes:
         """The sizes of a network, whose fields are the arguments of the class in diffusers.
 

@@ -154,6 +154,8 @@ class Activations(NamedTuple):
     """Share of a forward pass that is computed again where every block recomputes its feed-forward part."""
     block_cost: float
     """Share of a forward pass that is computed again where every block recomputes."""
+    ends: float = 0.0
+    """Of the parts of the network that are not blocks."""
 
 
 class ClipDefaults(NamedTuple):
@@ -234,6 +236,14 @@ class ModelFamily(Protocol):
         """Warnings about the files of `model`, for the user."""
         ...
 
+    def predicts_x0(self, path: Path) -> bool:
+        """True if the network's file says that it predicts the image instead of the velocity.
+
+        Raises:
+            WeightsError: the file is missing or damaged.
+        """
+        ...
+
     def sizes(self, path: Path) -> Sizes: ...
     def open_weights(self, path: Path) -> Weights:
         """The network's tensors in `path` by the names of its parameters, not read yet."""
@@ -312,6 +322,11 @@ def idle(family: ModelFamily, names: Collection[str]) -> set[str]:
         )
         found |= {name for name in names if f"{name}.".startswith(f"{pattern.format(last)}.")}
     return found
+
+
+def has_autoencoder(family: ModelFamily) -> bool:
+    """False if the network works on pixels."""
+    return any(file.role == "latents" for file in family.files)
 
 
 def image_tokens(family: ModelFamily, pixels: int) -> int:

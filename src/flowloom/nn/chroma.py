@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange, repeat
@@ -86,10 +86,14 @@ class _ApproximatorLayer(nn.Module):
         return self.out_layer(functional.silu(self.in_layer(x)))
 
 
-class Chroma(nn.Module):
-    """The velocity field of images given text; parameter names are the released checkpoint's."""
+class Trunk(nn.Module):
+    """Chroma between its ends: text, modulations, blocks; parameter names are the released checkpoint's."""
 
-    def __init__(self, params: ChromaParams):
+    def __init__(self, params: ChromaParams, entrance: Mapping[str, nn.Module]):
+        """
+        Args:
+            entrance: the layer that makes image tokens, by its name; it comes first among the parameters.
+        """
         super().__init__()
         self.params = params
         self.recompute = Recompute()
@@ -98,7 +102,8 @@ class Chroma(nn.Module):
             raise ValueError(
                 f"{params.num_heads} heads with rotary axes {params.axes_dim} do not make up width {size}"
             )
-        self.img_in = nn.Linear(params.in_channels, size)
+        for name, layer in entrance.items():
+            self.add_module(name, layer)
         self.txt_in = nn.Linear(params.context_in_dim, size)
         self.distilled_guidance_layer = Approximator(
             params.approximator_in_dim, size, params.approximator_hidden_size, params.approximator_depth
@@ -110,7 +115,6 @@ class Chroma(nn.Module):
         self.single_blocks = nn.ModuleList(
             SingleBlock(size, params.num_heads, params.mlp_ratio) for _ in range(params.depth_single_blocks)
         )
-        self.final_layer = LastLayer(size, params.in_channels)
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Every block with its name, in order of execution."""
@@ -119,6 +123,66 @@ class Chroma(nn.Module):
             for kind in ("double_blocks", "single_blocks")
             for i, block in enumerate(getattr(self, kind))
         ]
+
+    def hidden(
+        self,
+        image: Tensor,
+        noise_level: Tensor,
+        text: Tensor,
+        image_ids: Tensor,
+        text_mask: Tensor | None,
+        guidance: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image tokens (B, L, E) after all blocks, and the last layer's modulation (B, 2, E).
+
+        Args:
+            image: (B, L, E), from the entrance; for the others see `Chroma.forward`.
+        """
+        text = self.txt_in(text)
+        num_text = text.shape[1]
+        vectors = self.modulations(noise_level, guidance).to(image.dtype)
+        doubles, singles = 6 * len(self.double_blocks), 3 * len(self.single_blocks)
+        of_singles, of_images, of_texts, of_last = torch.split(vectors, [singles, doubles, doubles, 2], dim=1)
+        # Every text token is at the origin.
+        positions = functional.pad(image_ids, (0, 0, num_text, 0))
+        rotation = rotation_table(positions, self.params.axes_dim, self.params.theta)
+        mask = None
+        if text_mask is not None:
+            mask = functional.pad(text_mask, (0, image.shape[1]), value=True)[:, None, None, :]
+        run = self.recompute
+        run.start()
+        for block, of_image, of_text in zip(
+            self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
+        ):
+            # The last gate is applied outside the block: its recomputation then ends a third earlier.
+            text, image, gain = run(block, image, text, of_image, of_text, rotation, mask)
+            image = torch.addcmul(image, of_image[:, -1:], gain)
+        x = torch.cat((text, image), dim=1)
+        for block, modulation in zip(self.single_blocks, _per_block(of_singles, 3), strict=True):
+            x = torch.addcmul(x, modulation[:, -1:], run(block, x, modulation, rotation, mask))
+        return x[:, num_text:], of_last
+
+    @torch.no_grad()
+    def modulations(self, noise_level: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """The modulation vectors (B, N, E): single blocks, double blocks' image, their text, last layer.
+
+        The approximator is frozen: training it is known to break Chroma.
+        """
+        if guidance is None:
+            guidance = torch.zeros_like(noise_level)
+        pair = cast("tuple[Tensor, Tensor]", torch.broadcast_tensors(noise_level, guidance))
+        inputs = approximator_inputs(self.params, *pair)
+        return self.distilled_guidance_layer(inputs.to(self.distilled_guidance_layer.in_proj.weight.dtype))
+
+
+class Chroma(Trunk):
+    """The velocity field of images given text."""
+
+    img_in: nn.Linear
+
+    def __init__(self, params: ChromaParams):
+        super().__init__(params, {"img_in": nn.Linear(params.in_channels, params.hidden_size)})
+        self.final_layer = LastLayer(params.hidden_size, params.in_channels)
 
     def forward(
         self,
@@ -139,41 +203,9 @@ class Chroma(nn.Module):
             text_mask: (B, T) bool, False for positions to ignore; None if there are none.
             guidance: like `noise_level`; None is 0, as Chroma is trained.
         """
-        image, text = self.img_in(latents), self.txt_in(text)
-        num_text = text.shape[1]
-        vectors = self.modulations(noise_level, guidance).to(image.dtype)
-        doubles, singles = 6 * len(self.double_blocks), 3 * len(self.single_blocks)
-        of_singles, of_images, of_texts, of_last = torch.split(vectors, [singles, doubles, doubles, 2], dim=1)
-        # Every text token is at the origin.
-        positions = functional.pad(image_ids, (0, 0, num_text, 0))
-        rotation = rotation_table(positions, self.params.axes_dim, self.params.theta)
-        mask = None
-        if text_mask is not None:
-            mask = functional.pad(text_mask, (0, latents.shape[1]), value=True)[:, None, None, :]
-        run = self.recompute
-        run.start()
-        for block, of_image, of_text in zip(
-            self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
-        ):
-            # The last gate is applied outside the block: its recomputation then ends a third earlier.
-            text, image, gain = run(block, image, text, of_image, of_text, rotation, mask)
-            image = torch.addcmul(image, of_image[:, -1:], gain)
-        x = torch.cat((text, image), dim=1)
-        for block, modulation in zip(self.single_blocks, _per_block(of_singles, 3), strict=True):
-            x = torch.addcmul(x, modulation[:, -1:], run(block, x, modulation, rotation, mask))
-        return self.final_layer(x[:, num_text:], of_last)
-
-    @torch.no_grad()
-    def modulations(self, noise_level: Tensor, guidance: Tensor | None = None) -> Tensor:
-        """The modulation vectors (B, N, E): single blocks, double blocks' image, their text, last layer.
-
-        The approximator is frozen: training it is known to break Chroma.
-        """
-        if guidance is None:
-            guidance = torch.zeros_like(noise_level)
-        pair = cast("tuple[Tensor, Tensor]", torch.broadcast_tensors(noise_level, guidance))
-        inputs = approximator_inputs(self.params, *pair)
-        return self.distilled_guidance_layer(inputs.to(self.distilled_guidance_layer.in_proj.weight.dtype))
+        tokens = self.img_in(latents)
+        image, modulation = self.hidden(tokens, noise_level, text, image_ids, text_mask, guidance)
+        return self.final_layer(image, modulation)
 
 
 def _per_block(vectors: Tensor, count: int) -> Tensor:
@@ -214,24 +246,33 @@ def params_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> ChromaParams:
         KeyError: a name that every Chroma has is missing.
     """
     hidden_size, in_channels = shapes["img_in.weight"]
+    return ChromaParams(in_channels, **trunk_sizes(shapes, hidden_size))
+
+
+def trunk_sizes(shapes: Mapping[str, tuple[int, ...]], hidden_size: int) -> dict[str, Any]:
+    """Arguments of ChromaParams other than `in_channels`, from the names and shapes of a trunk.
+
+    Raises:
+        KeyError: a name that every trunk has is missing.
+    """
     head_size = shapes["single_blocks.0.norm.query_norm.scale"][0]
     approximator = "distilled_guidance_layer"
-    return ChromaParams(
-        in_channels=in_channels,
-        context_in_dim=shapes["txt_in.weight"][1],
-        hidden_size=hidden_size,
-        mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden_size,
-        num_heads=hidden_size // head_size,
-        depth=_count(shapes, "double_blocks."),
-        depth_single_blocks=_count(shapes, "single_blocks."),
-        axes_dim=(head_size // 8, head_size * 7 // 16, head_size * 7 // 16),
-        theta=10_000,
-        qkv_bias="double_blocks.0.img_attn.qkv.bias" in shapes,
-        approximator_in_dim=shapes[f"{approximator}.in_proj.weight"][1],
-        approximator_depth=_count(shapes, f"{approximator}.layers."),
-        approximator_hidden_size=shapes[f"{approximator}.in_proj.weight"][0],
-    )
+    return {
+        "context_in_dim": shapes["txt_in.weight"][1],
+        "hidden_size": hidden_size,
+        "mlp_ratio": shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden_size,
+        "num_heads": hidden_size // head_size,
+        "depth": count_modules(shapes, "double_blocks."),
+        "depth_single_blocks": count_modules(shapes, "single_blocks."),
+        "axes_dim": (head_size // 8, head_size * 7 // 16, head_size * 7 // 16),
+        "theta": 10_000,
+        "qkv_bias": "double_blocks.0.img_attn.qkv.bias" in shapes,
+        "approximator_in_dim": shapes[f"{approximator}.in_proj.weight"][1],
+        "approximator_depth": count_modules(shapes, f"{approximator}.layers."),
+        "approximator_hidden_size": shapes[f"{approximator}.in_proj.weight"][0],
+    }
 
 
-def _count(names: Mapping[str, object], prefix: str) -> int:
+def count_modules(names: Mapping[str, object], prefix: str) -> int:
+    """The number of modules whose parameters' names begin with `prefix` and their number."""
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

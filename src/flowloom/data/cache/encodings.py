@@ -12,7 +12,7 @@ from flowloom.config.run import RunConfig
 from flowloom.data.buckets import Bucket
 from flowloom.data.cache.records.base import RecordKind, to_tensor
 from flowloom.data.cache.store import Cache
-from flowloom.models.family import Conditioning, family_for
+from flowloom.models.family import Conditioning, family_for, has_autoencoder
 
 S = TypeVar("S", bound=Hashable, contravariant=True)
 ImageInBucket = tuple[int, Bucket]
@@ -212,10 +212,13 @@ class EncodingCaches(NamedTuple):
 def caches_without_disk(config: RunConfig) -> EncodingCaches:
     """The caches that `config.cache` selects, with NoCache in place of a persistent one."""
     budget, kinds = ByteBudget(config.cache.limit_mib * 2**20), config.cache
-    names = family_for(config.model).conditioning
+    family = family_for(config.model)
     return EncodingCaches(
-        MemoryCache(budget) if kinds.latents == "memory" else NoCache(),
+        MemoryCache(budget) if kinds.latents == "memory" and has_autoencoder(family) else NoCache(),
         ConditioningCache(
-            {name: MemoryCache(budget) if kinds.text == "memory" else NoCache() for name in names}
+            {
+                name: MemoryCache(budget) if kinds.text == "memory" else NoCache()
+                for name in family.conditioning
+            }
         ),
     )

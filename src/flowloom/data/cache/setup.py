@@ -41,7 +41,7 @@ from flowloom.data.metadata import Row
 from flowloom.data.video.decode import CLIP_RULE
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
-from flowloom.models.family import family_for
+from flowloom.models.family import family_for, has_autoencoder
 from flowloom.models.header import GGUF, INDEX, PICKLED, SAFE
 from flowloom.models.weight_files import shard_names
 from flowloom.storage.base import OnState, StorageSection
@@ -114,7 +114,7 @@ def open_encoding_caches(
     cache = cache or open_cache(config, images.on_state if images else None)
     latents, texts = caches_without_disk(config)
     stored = _STORED[config.cache.dtype]
-    if config.cache.latents == "disk":
+    if config.cache.latents == "disk" and has_autoencoder(family_for(config.model)):
         keys = _ImageKeys(config, dataset, cache, dtype, images or ImageSource(config.storage))
         latents = PersistentCache(cache, keys.kind, keys, stored)
     if config.cache.text == "disk":

@@ -20,7 +20,7 @@ from flowloom.engine.memory import (
 from flowloom.engine.offload.streaming import RING_SIZE
 from flowloom.engine.state import choose_precision
 from flowloom.models.device import encoder_dtype
-from flowloom.models.family import Sizes, family_for
+from flowloom.models.family import Sizes, family_for, has_autoencoder
 
 PARKED = "optimizer states of other rotations"
 """The part of host memory that grows with each rotation."""
@@ -184,6 +184,8 @@ def cache_bytes(
     latents = pixels // family.factor**2 * (params.in_channels // family.patch**2) * numbers
     sizes = {"latents": latents, "caption states": text_tokens * params.text_width}
     kept = {"latents": config.cache.latents, "caption states": config.cache.text}
+    if not has_autoencoder(family):
+        kept["latents"] = "off"
     return {
         name: size * (formats.get(config.cache.dtype, encoded) if kept[name] == "disk" else encoded).itemsize
         for name, size in sizes.items()

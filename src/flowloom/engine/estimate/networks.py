@@ -13,7 +13,7 @@ from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.trainable import adapted_layers, trained_names
 from flowloom.errors import FlowloomError
 from flowloom.models.adapters.adapter import attach
-from flowloom.models.family import Sizes, family_for
+from flowloom.models.family import Sizes, family_for, has_autoencoder
 from flowloom.models.quantized import quantized_linears
 
 META = torch.device("meta")
@@ -72,9 +72,12 @@ class Networks:
     ) -> Networks:
         """The counts of networks on the meta device; `network` is changed."""
         family = family_for(config.model)
-        autoencoder, *text_encoders = (
+        counts = [
             sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
-        )
+        ]
+        if not has_autoencoder(family):
+            counts.insert(0, 0)
+        autoencoder, *text_encoders = counts
         linears = [(name, linear.weight.numel()) for name, linear in quantized_linears(network)]
         return cls(
             params=family.sizes(config.model.network_path),

@@ -3,11 +3,10 @@
 from flowloom.model_library.offer import GB, Offer, Offered
 
 
-def _chroma(id_: str, title: str, note: str, repo: str, name: str, architecture: str = "chroma") -> Offer:
+def _chroma(id_: str, title: str, note: str, repo: str, name: str) -> Offer:
     save_as = f"chroma/{name}"
-    sets = (("model.chroma_path", save_as),) if architecture == "chroma" else ()
-    files = (Offered(repo, name, save_as),)
-    return Offer(id_, title, note, architecture, "Apache-2.0", 17_800_000_000, files, sets)
+    files, sets = (Offered(repo, name, save_as),), (("model.chroma_path", save_as),)
+    return Offer(id_, title, note, "chroma", "Apache-2.0", 17_800_000_000, files, sets)
 
 
 OFFERS = (
@@ -31,14 +30,6 @@ OFFERS = (
         "For images in few steps without guidance.",
         "lodestones/Chroma1-Flash",
         "Chroma1-HD-Flash.safetensors",
-    ),
-    _chroma(
-        "chroma1-radiance",
-        "Chroma1 Radiance 0.4",
-        "Works on pixels, without a VAE. No trainer here takes it yet.",
-        "lodestones/Chroma1-Radiance",
-        "Chroma1-Radiance-v0.4.safetensors",
-        "chroma-radiance",
     ),
     Offer(
         id="flux-vae",

@@ -12,6 +12,7 @@ from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.family import (
     Activations,
+    Codec,
     Conditioning,
     FamilyDefaults,
     Flops,
@@ -20,18 +21,21 @@ from flowloom.models.family import (
     ModelSettings,
     OpenEncoder,
 )
+from flowloom.models.header import SAFE, read_header
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from flowloom.models.autoencoder import Autoencoder
+    from flowloom.models.chroma import Loader
     from flowloom.models.text_encoder import StatesOnly
     from flowloom.models.weights import Assign, Weights
     from flowloom.nn.chroma import ChromaParams
     from flowloom.nn.recompute import Recompute
 
 APPROXIMATOR = "distilled_guidance_layer"
+X0_FLAG = "__x0__"
+"""Buffer without numbers in the files of networks that predict the image instead of the velocity."""
 DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "img_attn.proj": ("attn.to_out.0",),
@@ -77,6 +81,11 @@ LAYERS, SHARED_LAYERS = ("double_blocks", "single_blocks", "single_transformer_b
 """Layers of adapters, see AdapterBase; SD 3 has the shared ones too."""
 ROTATED = {"double_blocks": "trained_double_blocks", "single_blocks": "trained_single_blocks"}
 T5_KINDS = frozenset({"t5-xxl", "t5"})
+T5_FILES = (
+    ModelFile("t5_path", "T5 XXL's encoder", "text", "text_encoder", T5_KINDS),
+    ModelFile("t5_config_path", "T5's config.json", "text", "text_encoder"),
+    ModelFile("t5_tokenizer_path", "the folder with T5's tokenizer", "text", "tokenizer"),
+)
 
 
 class ChromaFamily:
@@ -87,26 +96,21 @@ class ChromaFamily:
     network_types = frozenset({"Chroma"})
     architectures: Mapping[str, Architecture] = {
         "chroma": Architecture("network", "Chroma", "Chroma"),
-        "chroma-radiance": Architecture("network", "Chroma", "Chroma Radiance, which works on pixels"),
     }
     signatures = (
-        Signature("chroma-radiance", (f"{APPROXIMATOR}.", "nerf_")),
-        Signature("chroma", (f"{APPROXIMATOR}.",)),
+        Signature("chroma", (f"{APPROXIMATOR}.", "img_in.")),
+        Signature("chroma", (f"{APPROXIMATOR}.", "x_embedder.")),
     )
     pipelines = frozenset({"ChromaPipeline"})
-    files = (
-        NETWORK,
-        VAE,
-        ModelFile("t5_path", "T5 XXL's encoder", "text", "text_encoder", T5_KINDS),
-        ModelFile("t5_config_path", "T5's config.json", "text", "text_encoder"),
-        ModelFile("t5_tokenizer_path", "the folder with T5's tokenizer", "text", "tokenizer"),
-    )
+    files = (NETWORK, VAE, *T5_FILES)
     conditioning = {"states": "caption-states"}
     factor, patch = 8, 2
     rotated = ROTATED
     names = NAMES
     last_layer = "final_layer.linear"
-    adapter_base = AdapterBase("chroma", r"chroma", (*LAYERS, APPROXIMATOR), (APPROXIMATOR,), SHARED_LAYERS)
+    adapter_base = AdapterBase(
+        "chroma", r"chroma(?!1?[-_ ]radiance)", (*LAYERS, APPROXIMATOR), (APPROXIMATOR,), SHARED_LAYERS
+    )
     # Recomputed: of a double block's 12 D^2 weights the first 4 D^2 of its MLP, of a single block's none.
     defaults = FamilyDefaults(
         Activations(kept=21, without_ffn=15, ffn_cost=0.11, block_cost=0.65),
@@ -117,23 +121,27 @@ class ChromaFamily:
     def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002
         return []
 
-    def sizes(self, path: Path) -> ChromaParams:
-        from flowloom.models.chroma import read_chroma_params
+    def predicts_x0(self, path: Path) -> bool:
+        return path.suffix in SAFE and any(name.endswith(X0_FLAG) for name in read_header(path).tensors)
 
-        return read_chroma_params(path)
+    def loader(self) -> Loader:
+        """Opens the network's files."""
+        from flowloom.models.chroma import LOADER
+
+        return LOADER
+
+    def sizes(self, path: Path) -> ChromaParams:
+        return self.loader().read_params(path)
 
     def open_weights(self, path: Path) -> Weights:
-        from flowloom.models.chroma import open_chroma
-
-        return open_chroma(path)
+        return self.loader().open(path)
 
     def load_network(
         self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
     ) -> nn.Module:
-        from flowloom.models.chroma import load_chroma
         from flowloom.models.weights import assign_weights
 
-        return load_chroma(path, device, dtype, assign or assign_weights)
+        return self.loader().load(path, device, dtype, assign or assign_weights)
 
     def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
         return network.blocks()
@@ -141,7 +149,7 @@ class ChromaFamily:
     def recompute(self, network: Any, recompute: Recompute) -> None:
         network.recompute = recompute
 
-    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Codec:
         from flowloom.models.autoencoder import load_autoencoder
 
         return load_autoencoder(Path(model.vae_path), device, dtype)
@@ -152,10 +160,14 @@ class ChromaFamily:
         return StatesOnly(load_t5(model, device, dtype))
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
+        from flowloom.models.autoencoder import load_autoencoder
         from flowloom.models.text_encoder import open_t5
 
+        def open_codec(device: torch.device, dtype: torch.dtype) -> nn.Module:
+            return load_autoencoder(Path(model.vae_path), device, dtype).model
+
         return {
-            "model.vae_path": lambda device, dtype: self.load_codec(model, device, dtype).model,
+            "model.vae_path": open_codec,
             "model.t5_path": partial(open_t5, model),
         }
 
@@ -186,12 +198,17 @@ class ChromaFamily:
         grid: Grid,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        from flowloom.nn.patches import image_ids
         from flowloom.nn.varlen import predict
 
         states = [text["states"] for text in texts]
+        return predict(network, x, noise_level, states, self.positions(grid, x.device), guidance)
+
+    def positions(self, grid: Grid, device: torch.device) -> Tensor:
+        """Positions of the image's tokens, as the network takes them."""
+        from flowloom.nn.patches import image_ids
+
         height, width = grid
-        return predict(network, x, noise_level, states, image_ids(height, width, x.device), guidance)
+        return image_ids(height, width, device)
 
     def schedule(self, network: nn.Module, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
         from flowloom.flow_matching.samplers import schedule
