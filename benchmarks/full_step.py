@@ -77,7 +77,8 @@ def their_step(model: nn.Module, batch: LatentBatch) -> Callable[[], float]:
     text = torch.stack([nn.functional.pad(text["states"], padding) for text in batch.texts])
     mask = torch.zeros(BATCH, TEXT_TOKENS, dtype=torch.bool)
     mask[:, :REAL_TOKENS] = True
-    ids = image_ids(*batch.grid)
+    height, width = batch.grid
+    ids = image_ids(height, width)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=True)
 

@@ -21,7 +21,7 @@ class TinyFlux1:
     """See TinyPipeline."""
 
     family = FAMILY
-    model = {"t5_max_length": MAX_LENGTH}
+    model: dict[str, Any] = {"t5_max_length": MAX_LENGTH}
     guidance = 2.5
 
     def make(self, t5_path: Path, folder: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class TinyKrea2:
                 scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **shift),
                 vae=AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1).eval(),
                 text_encoder=make_encoder(tokenizer).eval(),
-                tokenizer=tokenizer,
+                tokenizer=cast("Any", tokenizer),
                 transformer=make_transformer().eval(),
                 text_encoder_select_layers=TAPPED,
             )

@@ -42,7 +42,7 @@ from tests.families.qwen_image import TinyQwenImage
 from tests.families.tiny import TinyPipeline
 from tests.families.zimage import TinyZImage
 
-FAMILIES: tuple[TinyPipeline, ...] = (
+FAMILIES: tuple[Any, ...] = (
     TinyFlux1(),
     TinyFlux2(is_dev=False),
     TinyKrea2(),

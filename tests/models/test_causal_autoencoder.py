@@ -100,7 +100,7 @@ def test_wan_22s_latents_and_pixels_are_diffusers(tmp_path: Path, is_folder: boo
     with torch.random.fork_rng():
         torch.manual_seed(4)
         sizes: Any = {"z_dim": 48, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 8}
-        model: Any = AutoencoderKLWan(base_dim=4, **sizes, **WAN22).eval()
+        model: Any = AutoencoderKLWan(base_dim=4, **sizes | WAN22).eval()
     path = tmp_path if is_folder else tmp_path / "vae.safetensors"
     if is_folder:
         model.save_pretrained(path)

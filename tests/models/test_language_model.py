@@ -40,6 +40,10 @@ def rotary(**more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6} | more}
 
 
+def save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+
+
 def qwen3() -> nn.Module:
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, **rotary()))
 
@@ -96,7 +100,7 @@ def test_states_are_those_of_each_text_alone(make: Callable[[], Any], tmp_path: 
 
 
 def test_a_file_without_a_configuration_is_qwen3_by_its_shapes(tmp_path: Path):
-    qwen3().save_pretrained(tmp_path / "folder")
+    save(qwen3(), tmp_path / "folder")
     path = tmp_path / "qwen_3_4b.safetensors"
     save_weights(path, load_file(tmp_path / "folder" / "model.safetensors"), {})
     for found, expected in zip(states(path), states(tmp_path / "folder"), strict=True):
@@ -104,7 +108,7 @@ def test_a_file_without_a_configuration_is_qwen3_by_its_shapes(tmp_path: Path):
 
 
 def test_another_file_without_a_configuration_is_rejected(tmp_path: Path):
-    gemma2().save_pretrained(tmp_path / "folder")
+    save(gemma2(), tmp_path / "folder")
     path = tmp_path / "gemma.safetensors"
     save_weights(path, load_file(tmp_path / "folder" / "model.safetensors"), {})
     with pytest.raises(WeightsError, match="beside it"):

@@ -148,7 +148,7 @@ def references_of(row: dict[str, Any]) -> tuple[str, ...]:
     given = row.get(REFERENCES)
     if given is None:
         return ()
-    names = cast("list[Any]", given) if type(given) is list else [None]
+    names: list[Any] = cast("list[Any]", given) if type(given) is list else [None]
     if not all(type(name) is str and name for name in names):
         raise Unusable(f"references is {given!r:.60}; it must be a list of file names")
     return tuple(names)

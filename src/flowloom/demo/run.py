@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -181,7 +181,7 @@ def _trained(run_dir: RunDir, plan: Plan, headline: str, terminal: Terminal) -> 
     """The grid of the trained network's images, and their score."""
     sample_generator = load_generator(SampleRequest(run_dir.path, (), run_dir.path, SAMPLING))
     images = _generate(sample_generator, plan.asked, terminal, "trained")
-    free = sample_generator.generate(plan.free, range(len(plan.free)), SAMPLING) if plan.free else []
+    free = _images(sample_generator, plan.free, range(len(plan.free))) if plan.free else []
     return draw_grid(images, list(zip(plan.free, free, strict=True)), headline), score(images)
 
 
@@ -220,11 +220,17 @@ def _generate(
         part = asked[first : first + AT_ONCE]
         prompts = [f"{colour} {shape}" for colour, shape, _ in part]
         seeds = [1000 * seed + first + i for i, (_, _, seed) in enumerate(part)]
-        images |= dict(zip(part, sample_generator.generate(prompts, seeds, SAMPLING), strict=True))
+        images |= dict(zip(part, _images(sample_generator, prompts, seeds), strict=True))
         left = (time.monotonic() - start) / len(images) * (len(asked) - len(images))
         line = f"{name:<10} {len(images)} of {len(asked)} images generated"
         terminal.move(f"{line}, {duration(left)} left" if left else line)
     return images
+
+
+def _images(
+    sample_generator: SampleGenerator, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[Image.Image]:
+    return [cast("Image.Image", made) for made in sample_generator.generate(prompts, seeds, SAMPLING)]
 
 
 def score(images: Mapping[Asked, Image.Image]) -> Score:

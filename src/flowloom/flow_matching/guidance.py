@@ -14,7 +14,11 @@ def guided(positive: Tensor, negative: Tensor, cfg_scale: float, *, keeps_norms:
     moved = negative + cfg_scale * (positive - negative)
     if not keeps_norms:
         return moved
-    return moved * (positive.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
+    return moved * (_norm(positive) / _norm(moved))
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum(dim=-1, keepdim=True).sqrt()
 
 
 def uses_cfg(step: int, cfg_scale: float, first_n_steps_wo_cfg: int) -> bool:
