@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -30,7 +30,9 @@ from flowloom.engine.state import Precision
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.families.wan import FAMILY
-from flowloom.models.family import detect, family_for
+from flowloom.models.families.wan_ti2v import FAMILY as TI2V
+from flowloom.models.family import detect, family_for, family_of
+from flowloom.models.recognize import recognize
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.recompute import Recompute
 from flowloom.run.directory import RunDir
@@ -44,21 +46,43 @@ with quiet_imports():
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red bar on  white &amp; blue, number 1", "blue bar"]
-WIDTH, HEIGHT, FRAMES, STEPS = 48, 32, 5, 3
-GRID = 2, HEIGHT // 8, WIDTH // 8
+WIDTH, HEIGHT, FRAMES, STEPS = 64, 32, 5, 3
 LORA = {"rank": 4, "alpha": 8}
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: Any) -> tuple[WanPipeline, Path]:
-    folder = tmp_path_factory.mktemp("wan")
-    return wan.save(folder), folder
+class Tiny(NamedTuple):
+    """diffusers' pipeline, its family here, and the model section that names nothing but its folder."""
+
+    pipeline: Any
+    family: Any
+    section: ModelSection
+
+    def network(self, dtype: torch.dtype = torch.float32) -> Any:
+        return self.family.load_network(self.section.network_path, CPU, dtype)
+
+    def grid(self, frames: int = FRAMES) -> tuple[int, int, int]:
+        return (frames - 1) // 4 + 1, HEIGHT // self.family.factor, WIDTH // self.family.factor
+
+    def texts(self) -> list[dict[str, Tensor]]:
+        conditioner = self.family.load_conditioner(self.section, CPU, torch.float32)
+        return conditioner.encode(PROMPTS, self.section.max_text_tokens)
+
+
+def made(folder: Path, family: Any, **options: Any) -> Tiny:
+    pipeline = wan.save(folder, **options)
+    return Tiny(pipeline, family, resolve_paths(ModelSection(path=str(folder)), Path()))
 
 
 @pytest.fixture(scope="module")
-def section(pipeline: tuple[WanPipeline, Path]) -> ModelSection:
-    """The model section that names nothing but the folder."""
-    return resolve_paths(ModelSection(path=str(pipeline[1])), Path())
+def tiny(tmp_path_factory: Any) -> Tiny:
+    return made(tmp_path_factory.mktemp("wan"), FAMILY)
+
+
+@pytest.fixture(scope="module", params=["2.1", "2.2 TI2V"])
+def each(request: Any, tiny: Tiny, tmp_path_factory: Any) -> Tiny:
+    if request.param == "2.1":
+        return tiny
+    return made(tmp_path_factory.mktemp("ti2v"), TI2V, expand_timesteps=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +107,10 @@ def clips(tmp_path_factory: Any) -> Path:
 
 
 @pytest.fixture
-def sections(section: ModelSection, clips: Path) -> dict[str, Any]:
+def sections(tiny: Tiny, clips: Path) -> dict[str, Any]:
     """A run on the clips."""
     return {
-        "model": section.model_dump() | {"chroma_path": ""},
+        "model": tiny.section.model_dump() | {"chroma_path": ""},
         "dataloader": {
             "jsonl_metadata_path": str(clips / "data.jsonl"),
             "image_folder_path": str(clips),
@@ -99,13 +123,10 @@ def sections(section: ModelSection, clips: Path) -> dict[str, Any]:
     }
 
 
-def test_a_diffusers_folder_is_recognized_with_all_its_files(section: ModelSection):
-    assert detect(Path(section.path)) is family_for(section) is FAMILY
-    assert all(getattr(section, file.key) for file in FAMILY.files)
-
-
-def encoded(section: ModelSection) -> list[dict[str, Tensor]]:
-    return FAMILY.load_conditioner(section, CPU, torch.float32).encode(PROMPTS, section.max_text_tokens)
+def test_a_diffusers_folder_is_recognized_with_all_its_files(each: Tiny):
+    assert detect(Path(each.section.path)) is family_for(each.section) is each.family
+    assert all(getattr(each.section, file.key) for file in each.family.files)
+    assert family_of(each.network()) is each.family
 
 
 def their_states(pipeline: WanPipeline) -> Tensor:
@@ -115,15 +136,16 @@ def their_states(pipeline: WanPipeline) -> Tensor:
 
 
 @pytest.mark.parametrize("recomputed", [(0, 0), (2, 0), (0, 2), (1, 1)])
-def test_prediction_and_gradients_are_the_pipelines(
-    pipeline: Any, section: ModelSection, recomputed: tuple[int, int]
-):
-    theirs, ours = pipeline[0].transformer, FAMILY.load_network(section.network_path, CPU, torch.float32)
-    FAMILY.recompute(ours, Recompute(*recomputed))
-    x = torch.randn(2, 16, *GRID, generator=torch.Generator().manual_seed(3))
+def test_prediction_and_gradients_are_the_pipelines(each: Tiny, recomputed: tuple[int, int]):
+    theirs, ours, family, grid = each.pipeline.transformer, each.network(), each.family, each.grid()
+    family.recompute(ours, Recompute(*recomputed))
+    planes = theirs.config.in_channels
+    x = torch.randn(2, planes, *grid, generator=torch.Generator().manual_seed(3))
     level = torch.tensor([0.2, 0.9])
-    expected = theirs(x, level * 1000, their_states(pipeline[0]), return_dict=False)[0]
-    found = FAMILY.unpack(FAMILY.predict(ours, FAMILY.pack(x), level, encoded(section), GRID), GRID)
+    # The pipeline of TI2V repeats the time for every token.
+    time = level * 1000 if planes == 16 else (level * 1000)[:, None].expand(2, math.prod(grid) // 4)
+    expected = theirs(x, time, their_states(each.pipeline), return_dict=False)[0]
+    found = family.unpack(family.predict(ours, family.pack(x), level, each.texts(), grid), grid)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     for network, output in ((theirs, expected), (ours, found)):
         network.zero_grad()
@@ -133,10 +155,10 @@ def test_prediction_and_gradients_are_the_pipelines(
         torch.testing.assert_close(weight.grad, gradients[name].grad, rtol=1e-4, atol=1e-6)
 
 
-def test_modulations_stay_in_float32(section: ModelSection):
-    network: Any = FAMILY.load_network(section.network_path, CPU, torch.bfloat16)
+def test_modulations_stay_in_float32(tiny: Tiny):
+    network = tiny.network(torch.bfloat16)
     wide = {name for name, weight in network.named_parameters() if weight.dtype == torch.float32}
-    theirs = WanPipeline.from_pretrained(section.path, dtype=torch.bfloat16).transformer
+    theirs = WanPipeline.from_pretrained(tiny.section.path, dtype=torch.bfloat16).transformer
     assert wide == {name for name, weight in theirs.named_parameters() if weight.dtype == torch.float32}
     # Also while the rest computes in bfloat16.
     timestep = torch.randn(1, 32)
@@ -144,40 +166,32 @@ def test_modulations_stay_in_float32(section: ModelSection):
         assert network.condition_embedder.time_embedder(timestep).dtype == torch.float32
 
 
-def sample_clip(section: ModelSection, network: Any, frames: int = FRAMES) -> Any:
-    encoders = load_encoders(section, RunConfig(model=section), CPU)
-    made = SampleGenerator(network, encoders, Precision(CPU, torch.float32, torch.float32))
+def sample_clip(tiny: Tiny, frames: int) -> Any:
+    encoders = load_encoders(tiny.section, RunConfig(model=tiny.section), CPU)
+    sampled = SampleGenerator(tiny.network(), encoders, Precision(CPU, torch.float32, torch.float32))
     params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=2.0, num_frames=frames, fps=16.0)
-    return made.generate(PROMPTS[:1], [7], params)[0]
+    return sampled.generate(PROMPTS[:1], [7], params)[0]
 
 
-def test_a_clip_is_the_pipelines(pipeline: Any, section: ModelSection):
-    network = FAMILY.load_network(section.network_path, CPU, torch.float32)
-    levels = FAMILY.schedule(network, STEPS, 0)
+def test_a_clip_is_the_pipelines(each: Tiny):
+    levels = each.family.schedule(each.network(), STEPS, 0)
     # The release's own scheduler visits the same levels, but for its start at 0.999 instead of 1.
-    theirs: Any = pipeline[0].scheduler
+    theirs: Any = each.pipeline.scheduler
     theirs.set_timesteps(STEPS)
     assert [float(level) for level in theirs.sigmas] == pytest.approx(levels, abs=2e-3)
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    sigmas = levels[:-1]
     scheduler.set_timesteps = lambda _steps, device: type(scheduler).set_timesteps(
-        scheduler, sigmas=sigmas, device=device
+        scheduler, sigmas=levels[:-1], device=device
     )
-    euler = WanPipeline(**{**pipeline[0].components, "scheduler": scheduler})
+    euler: Any = WanPipeline(**{**each.pipeline.components, "scheduler": scheduler})
+    euler.register_to_config(expand_timesteps=each.pipeline.config.expand_timesteps)
     euler.set_progress_bar_config(disable=True)
+    size = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "guidance_scale": 2.0}
     for frames in (FRAMES, 1):
-        grid = (frames - 1) // 4 + 1, *GRID[1:]
-        noise = torch.randn(math.prod(grid) // 4, 64, generator=generator(7, "picture"))[None]
-        output: Any = euler(
-            PROMPTS[0],
-            height=HEIGHT,
-            width=WIDTH,
-            num_frames=frames,
-            num_inference_steps=STEPS,
-            guidance_scale=2.0,
-            latents=FAMILY.unpack(noise, grid),
-        )
-        found = sample_clip(section, network, frames)
+        grid, width = each.grid(frames), 4 * each.pipeline.transformer.config.in_channels
+        noise = torch.randn(math.prod(grid) // 4, width, generator=generator(7, "picture"))[None]
+        output = euler(PROMPTS[0], num_frames=frames, latents=each.family.unpack(noise, grid), **size)
+        found = sample_clip(each, frames)
         pixels = found.frames if isinstance(found, Clip) else np.asarray(found)[None]
         assert pixels.shape == (frames, HEIGHT, WIDTH, 3)
         assert np.abs(pixels - output.frames[0] * 255).max() < 0.51
@@ -218,32 +232,40 @@ def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("sizes", [{}, {"image_dim": 8, "added_kv_proj_dim": 72, "in_channels": 36}])
-def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path, sizes: dict[str, Any]):
-    model = wan.make_transformer(**sizes)
+SIZES: dict[str, dict[str, Any]] = {
+    "wan": {},
+    "wan-ti2v": {"in_channels": 48, "out_channels": 48},
+    "wan-i2v": {"image_dim": 8, "added_kv_proj_dim": 72, "in_channels": 36},
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path, kind: str):
+    model = wan.make_transformer(**SIZES[kind])
     released = released_names(dict(model.state_dict()))
     expected = convert_wan_transformer_to_diffusers(dict(released))
     assert expected.keys() == model.state_dict().keys()
     for prefix in ("", "model.diffusion_model."):
         path = tmp_path / "wan.safetensors"
         save_weights(path, {f"{prefix}{name}": tensor for name, tensor in released.items()}, {})
-        assert detect(path) is FAMILY
+        assert [each.architecture for each in recognize(open_weights(path).shapes)] == [kind]
+        assert kind == "wan-i2v" or detect(path).name == kind
         found = FAMILY.open_weights(path)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     given = model.config["image_dim"], model.config["added_kv_proj_dim"], model.config["in_channels"]
     read: Any = FAMILY.sizes(path)
-    assert (read.image_dim, read.added_kv_proj_dim, read.in_channels) == given
+    assert (read.image_dim, read.added_kv_proj_dim, read.input_channels) == given
 
 
-def test_operations_are_counted_as_torch_counts_them(section: ModelSection):
+def test_operations_are_counted_as_torch_counts_them(tiny: Tiny):
     meta, grid = torch.device("meta"), (3, 16, 24)
-    network = FAMILY.load_network(section.network_path, meta, torch.float32)
+    network = FAMILY.load_network(tiny.section.network_path, meta, torch.float32)
     num_tokens = math.prod(grid) // 4
     with torch.device(meta), FlopCounterMode(display=False) as counter, torch.no_grad():
         texts = [{"states": torch.zeros(512, wan.TEXT_WIDTH)}]
         FAMILY.predict(network, torch.zeros(1, num_tokens, 64), torch.ones(1), texts, grid)
-    formula = FAMILY.flops(FAMILY.sizes(section.network_path), num_tokens, 512)
+    formula = FAMILY.flops(FAMILY.sizes(tiny.section.network_path), num_tokens, 512)
     assert formula.forward == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -281,10 +303,7 @@ def test_a_resumed_run_and_a_cached_run_equal_an_uninterrupted_one(
 
 
 def test_a_run_previews_clips_and_its_lora_does_the_same_in_diffusers(
-    section: ModelSection,
-    sections: dict[str, Any],
-    make_run: Callable[..., Any],
-    tmp_path: Path,
+    tiny: Tiny, sections: dict[str, Any], make_run: Callable[..., Any], tmp_path: Path
 ):
     previews = {"inference_every": 3, "steps": 2, "prompts": PROMPTS, "image_dim": [48, 32]}
     run_dir = make_run(
@@ -307,22 +326,117 @@ def test_a_run_previews_clips_and_its_lora_does_the_same_in_diffusers(
         assert (len(frames), stream.average_rate, stream.codec_context.name) == (5, 16, "h264")
     poster = np.asarray(Image.open(folder / "00.poster.png"))
     assert np.abs(frames[0].astype(int) - poster).mean() < 12
-    network = FAMILY.load_network(section.network_path, CPU, torch.float32)
-    x = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(3))
-    level, texts = torch.tensor([0.3, 0.8]), encoded(section)
+    grid, level, texts = tiny.grid(), torch.tensor([0.3, 0.8]), tiny.texts()
+    x = torch.randn(2, math.prod(grid) // 4, 64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        base = FAMILY.predict(network, x, level, texts, GRID)
+        base = FAMILY.predict(tiny.network(), x, level, texts, grid)
     for form in ("comfy", "kohya", "diffusers"):
         path = tmp_path / f"{form}.safetensors"
         export_adapter(run_dir.path, form, path)
-        ours = FAMILY.load_network(section.network_path, CPU, torch.float32)
+        ours = tiny.network()
         load_onto(ours, path, 1.0)
-        theirs = WanPipeline.from_pretrained(section.path)
+        theirs: Any = WanPipeline.from_pretrained(tiny.section.path)
         theirs.load_lora_weights(str(path))
         loaded = [name for name, _ in theirs.transformer.named_parameters() if "lora_A" in name]
         assert len(loaded) == 2 * 10
         assert theirs.transformer.blocks[0].attn1.to_q.scaling["default_0"] == 1.0
         with torch.no_grad():
-            found, expected = (FAMILY.predict(n, x, level, texts, GRID) for n in (theirs.transformer, ours))
+            found, expected = (FAMILY.predict(n, x, level, texts, grid) for n in (theirs.transformer, ours))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert (found - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("expert", ["auto", "high_noise", "low_noise"])
+def test_each_of_two_networks_is_trained_at_its_own_noise_levels(
+    make_run: Callable[..., Any], sections: dict[str, Any], tmp_path: Path, expert: str
+):
+    two = made(tmp_path / "two", FAMILY, boundary_ratio=0.7)
+    is_low = expert == "low_noise"
+    chosen = two.section.model_copy(update={"expert": expert})
+    assert FAMILY.noise_levels(chosen) == ((0.0, 0.7) if is_low else (0.7, 1.0))
+    theirs = two.pipeline.transformer_2 if is_low else two.pipeline.transformer
+    ours: Any = FAMILY.load_network(chosen.network_path, CPU, torch.float32)
+    assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in theirs.state_dict().items())
+    assert ours.flow_shift == 3.0
+    sections["model"] = chosen.model_dump() | {"chroma_path": ""}
+    run_dir = make_run(**sections, lora=LORA)
+    run_engine(run_dir)
+    events = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+    bins = [i for event in events for i, loss in enumerate(event["loss_by_noise_level"]) if loss is not None]
+    assert bins
+    assert all(i <= 5 if is_low else i >= 5 for i in bins)
+    export_adapter(run_dir.path, "diffusers", tmp_path / "lora.safetensors")
+    two.pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"), load_into_transformer_2=is_low)
+    adapted = [name for name, _ in theirs.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 2 * 10
+
+
+def test_a_single_file_of_two_networks_is_known_by_its_name():
+    names = {
+        "wan2.2_t2v_high_noise_14B_fp16.safetensors": (0.875, 1.0),
+        "high_noise_model/diffusion_pytorch_model.safetensors": (0.875, 1.0),
+        "wan2.2_t2v_low_noise_14B_fp16.safetensors": (0.0, 0.875),
+        "wan2.1_t2v_14B_bf16.safetensors": (0.0, 1.0),
+    }
+    for name, levels in names.items():
+        assert FAMILY.noise_levels(ModelSection(path=f"/models/{name}")) == levels
+
+
+@pytest.mark.slow
+def test_diffusers_generates_the_clip_that_was_learned(
+    tmp_path: Path, make_run: Callable[..., RunDir], sections: dict[str, Any]
+):
+    """The training loss does not show a wrong sign, time direction or order of frames."""
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    pipeline: Any = wan.save(folder)
+    with torch.no_grad():
+        # Latents of a random autoencoder hardly vary: everything would be learned by predicting their mean.
+        pipeline.vae.encoder.conv_out.weight.mul_(20)
+    pipeline.save_pretrained(folder)
+    frames = np.random.default_rng(1).integers(0, 255, (5, 4, 8, 3), np.uint8)
+    frames = np.stack([np.asarray(Image.fromarray(each).resize((64, 32))) for each in frames])
+    Clip(frames, 16.0).save(tmp_path / "one.mp4", "mp4")
+    row = {
+        "filename": "one.mp4",
+        "caption_or_tags": "one",
+        "width": 64,
+        "height": 32,
+        "num_frames": 5,
+        "fps": 16,
+    }
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    data = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(tmp_path)}
+    data |= {"uncond_percentage": 0.0, "batch_size": 4, "base_resolution": [48], "resolution_step": 16}
+    section = resolve_paths(ModelSection(path=str(folder)), Path())
+    run_dir = make_run(
+        model=section.model_dump() | {"chroma_path": ""},
+        dataloader=data,
+        video={"num_frames": [5], "fps": 16},
+        training={"lr": 4e-3, "warmup_steps": 10, "weight_decay": 0.0, "train_minibatch": 4},
+        limits={"max_steps": 300},
+        lr_schedule={"kind": "cosine"},
+        objective={"noise_level": {"kind": "uniform"}, "lowercase_percentage": 0.0},
+        cache={"latents": "memory", "text": "memory"},
+    )
+    run_engine(run_dir)
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint
+    (weights,) = (path for path in checkpoint.glob("*.safetensors") if "optimizer" not in path.name)
+    pipeline.transformer.load_state_dict(dict(FAMILY.open_weights(weights)))
+    codec = FAMILY.load_codec(section, CPU, torch.float32)
+    with av.open(str(tmp_path / "one.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    wanted = codec.encode(torch.from_numpy(np.stack(shown))[None].movedim(-1, 1) / 127.5 - 1)
+    assert wanted.shape == (1, 16, 2, 4, 8)
+    output = pipeline(
+        "one",
+        height=32,
+        width=64,
+        num_frames=5,
+        num_inference_steps=8,
+        guidance_scale=1.0,
+        output_type="latent",
+        latents=torch.randn(wanted.shape, generator=torch.Generator().manual_seed(4)),
+    )
+    assert (output.frames - wanted).square().mean() < 0.4 * wanted.var()

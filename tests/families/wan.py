@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flowloom.import_warnings import quiet_imports
+from flowloom.models.causal_autoencoder import WAN22
 from tests.conftest import write_tokenizer
 
 with quiet_imports():
@@ -36,8 +37,22 @@ def make_transformer(**sizes: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**usual | sizes).eval()
 
 
+def make_autoencoder(*, is_wan22: bool) -> AutoencoderKLWan:
+    """Wan 2.1's or 2.2's autoencoder with random weights."""
+    if not is_wan22:
+        return AutoencoderKLWan(base_dim=8, num_res_blocks=1).eval()
+    sizes: Any = {"z_dim": 48, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 8}
+    return AutoencoderKLWan(base_dim=4, **sizes, **WAN22).eval()
+
+
 def save(folder: Path, **options: Any) -> WanPipeline:
-    """diffusers' pipeline, saved in `folder`; `options` are its settings, such as boundary_ratio."""
+    """diffusers' pipeline, saved in `folder`.
+
+    Args:
+        options: its settings: boundary_ratio of two networks, expand_timesteps of Wan 2.2 TI2V.
+    """
+    is_ti2v = options.get("expand_timesteps", False)
+    folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder / "spiece.model")
     with torch.random.fork_rng():
         torch.manual_seed(6)
@@ -46,10 +61,10 @@ def save(folder: Path, **options: Any) -> WanPipeline:
             "scheduler": UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
             ),
-            "vae": AutoencoderKLWan(base_dim=8, num_res_blocks=1).eval(),
+            "vae": make_autoencoder(is_wan22=is_ti2v),
             "text_encoder": UMT5EncoderModel(UMT5Config(**sizes, num_layers=2)).eval(),
             "tokenizer": T5Tokenizer.from_pretrained(folder, local_files_only=True, extra_ids=0),
-            "transformer": make_transformer(),
+            "transformer": make_transformer(**{"in_channels": 48, "out_channels": 48} if is_ti2v else {}),
         }
         if "boundary_ratio" in options:
             parts["transformer_2"] = make_transformer()

@@ -69,7 +69,7 @@ IDLE: tuple[Idle, ...] = (
         "without an inference section",
     ),
     Idle(
-        "video.num_frames video.fps preview.clip_format",
+        "video.num_frames video.fps preview.clip_format model.expert",
         lambda c: family_for(c.model).defaults.clips is None,
         "with a model of images",
     ),

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 
 from flowloom.config.run import RunConfig
+from flowloom.data.dataset import clip_rules
 from flowloom.models.family import Activations, Sizes, family_for, image_tokens
 
 T = TypeVar("T")
@@ -60,9 +61,12 @@ def activation_bytes(activations: Activations, each_input: int, num_blocks: int,
 
 
 def sample_tokens(config: RunConfig) -> tuple[int, int]:
-    """Image and text tokens of a sample at the largest resolution, with a caption of half the maximum."""
+    """Tokens of the largest image or longest clip, and of a caption of half the maximum length."""
     family, longest = family_for(config.model), config.model.max_text_tokens
-    return image_tokens(family, max(config.resolutions) ** 2), family.text_length(longest // 2, longest)
+    clips = clip_rules(config)
+    planes = clips.planes(clips.lengths[-1]) if clips else 1
+    images = planes * image_tokens(family, max(config.resolutions) ** 2)
+    return images, family.text_length(longest // 2, longest)
 
 
 def optimizer_bytes(config: RunConfig) -> float:

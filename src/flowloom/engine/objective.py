@@ -99,7 +99,13 @@ class Objective:
 
 
 def density(config: RunConfig) -> Callable[[Tensor], Tensor]:
-    """The inverse CDF that `objective.noise_level` names."""
+    """The inverse CDF that `objective.noise_level` names, cut to the levels that the network is used at."""
+    lowest, highest = family_for(config.model).noise_levels(config.model)
+    quantile = _density(config)
+    return quantile if (lowest, highest) == (0, 1) else densities.cut(quantile, lowest, highest)
+
+
+def _density(config: RunConfig) -> Callable[[Tensor], Tensor]:
     spec = config.objective.noise_level
     if spec.kind == "auto":
         own = {"noise_level": family_for(config.model).defaults.noise_level}

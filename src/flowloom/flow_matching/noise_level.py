@@ -7,6 +7,7 @@ output is (N,) float32 in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,3 +41,23 @@ def shifted_quantile(u: Tensor, shift: float) -> Tensor:
     """Uniform levels moved towards noise, s t / (1 + (s - 1) t) (arXiv:2403.03206, section 5.3.2)."""
     t = u.double()
     return (shift * t / (1 + (shift - 1) * t)).clamp(0, 1).float()
+
+
+def cut(quantile: Callable[[Tensor], Tensor], lowest: float, highest: float) -> Callable[[Tensor], Tensor]:
+    """The density of `quantile` without the levels outside of `lowest` to `highest`, divided by its area."""
+    start, stop = (_cumulative(quantile, level) for level in (lowest, highest))
+
+    def inside(u: Tensor) -> Tensor:
+        return quantile(start + (stop - start) * u.double()).clamp(lowest, highest)
+
+    return inside
+
+
+def _cumulative(quantile: Callable[[Tensor], Tensor], level: float) -> float:
+    """The share of levels below `level`, by bisection."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        below = quantile(torch.tensor([middle], dtype=torch.float64)).item() < level
+        low, high = (middle, high) if below else (low, middle)
+    return (low + high) / 2

@@ -5,7 +5,7 @@ Families state theirs. Here are the encoders that families share, and networks t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 Kind = Literal[
@@ -31,10 +31,16 @@ class Signature(NamedTuple):
     architecture: str
     starts: tuple[str, ...]
     """Starts of names; a file has a tensor for each."""
+    size: tuple[str, int, int] | None = None
+    """A tensor, one of its axes and its size there, which another network with these names does not have."""
 
-    def fits(self, names: Collection[str]) -> bool:
-        """True if tensors of these names are a network of the architecture."""
-        return all(any(name.startswith(start) for name in names) for start in self.starts)
+    def fits(self, shapes: Shapes) -> bool:
+        """True if tensors of these names and shapes are a network of the architecture."""
+        if self.size:
+            tensor, axis, size = self.size
+            if shapes.get(tensor, ())[axis : axis + 1] != (size,):
+                return False
+        return all(any(name.startswith(start) for name in shapes) for start in self.starts)
 
 
 class AdapterBase(NamedTuple):
@@ -78,6 +84,8 @@ CLIPS_BY_WIDTH = {768: "clip-l", 1280: "clip-g", 1024: "clip-h"}
 OTHERS = {
     "sd3": Architecture("network", "SD 3", "Stable Diffusion 3"),
     "lumina2": Architecture("network", "Lumina", "Lumina Image 2"),
+    "wan-i2v": Architecture("network", "Wan", "an image-to-video network of Wan"),
+    "wan-vace": Architecture("network", "Wan", "Wan VACE"),
     "sdxl": Architecture("network", "SDXL", "SDXL"),
     "sdxl-refiner": Architecture("network", "SDXL", "SDXL's refiner"),
     "sd15": Architecture("network", "SD 1.5", "Stable Diffusion 1.5"),
@@ -90,6 +98,8 @@ OTHER_SIGNATURES = (
     Signature("controlnet", ("controlnet_",)),
     Signature("controlnet", ("zero_convs.",)),
     Signature("controlnet", ("control_model.",)),
+    Signature("wan-vace", ("vace_blocks.",)),
+    Signature("wan-i2v", ("patch_embedding.", "blocks.0."), ("patch_embedding.weight", 1, 36)),
     Signature("sd3", ("joint_blocks.0.x_block.",)),
     Signature("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.")),
     Signature("lumina2", ("noise_refiner.0.adaLN_modulation.1.", "cap_embedder.")),

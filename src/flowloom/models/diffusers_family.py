@@ -61,8 +61,7 @@ class DiffusersFamily:
 
     def arguments(self, sizes: Any) -> dict[str, Any]:
         """Arguments of the network's class in diffusers; by default the fields of `sizes`."""
-        found: dict[str, Any] = vars(sizes)
-        return found
+        return dict(vars(sizes))
 
     def sizes(self, path: Path) -> Sizes:
         """Sizes of the network in `path`.
@@ -95,15 +94,11 @@ class DiffusersFamily:
         self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
     ) -> nn.Module:
         """See ModelFamily."""
-        import diffusers
         import torch
 
-        from flowloom.import_warnings import quiet_imports
         from flowloom.models.weights import assign_weights
 
-        (name,) = self.network_types
-        with quiet_imports():
-            kind = getattr(diffusers, name)
+        kind = self.network_class()
         with torch.device("meta"):
             network = kind(**self.arguments(self.sizes(path)))
         for place, module in self.tables(network).items():
@@ -126,12 +121,26 @@ class DiffusersFamily:
                 wide = read_onto(weights, name, weight.device, torch.float32)
                 setattr(network.get_submodule(place), leaf, nn.Parameter(wide, weight.requires_grad))
 
+    def network_class(self) -> type[Any]:
+        """The class of `network_types` in diffusers."""
+        import diffusers
+
+        from flowloom.import_warnings import quiet_imports
+
+        (name,) = self.network_types
+        with quiet_imports():
+            return getattr(diffusers, name)
+
     def tables(self, network: Any) -> Mapping[str, nn.Module]:  # noqa: ARG002
         """Parts of `network` by name that hold tables instead of weights, made on the CPU.
 
         A network is built without data, and no file has its tables.
         """
         return {}
+
+    def noise_levels(self, model: ModelSettings) -> tuple[float, float]:  # noqa: ARG002
+        """All of them."""
+        return 0.0, 1.0
 
     def blocks(self, network: nn.Module) -> list[tuple[str, nn.Module]]:
         """See ModelFamily."""

@@ -51,6 +51,7 @@ class ModelSettings(Protocol):
     t5_to_8bit: bool
     clip_path: str
     clip_tokenizer_path: str
+    expert: str
     text_encoder_path: str
     text_tokenizer_path: str
 
@@ -305,6 +306,9 @@ class ModelFamily(Protocol):
         ...
 
     def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops: ...
+    def noise_levels(self, model: ModelSettings) -> tuple[float, float]:
+        """The lowest and the highest noise level that the network is used at."""
+        ...
 
 
 def expanded(names: Sequence[str], of_family: Sequence[str]) -> list[str]:
@@ -370,8 +374,10 @@ def detect(path: Path) -> ModelFamily:
 
 @lru_cache(maxsize=64)
 def _detect(path: Path, _marks: tuple[object, ...]) -> str:
-    names = [name for file in _weights(path) for name in read_header(file).tensors]
-    plain = {name.removeprefix("model.").removeprefix("diffusion_model.") for name in names}
+    places = (item for file in _weights(path) for item in read_header(file).tensors.items())
+    plain = {
+        name.removeprefix("model.").removeprefix("diffusion_model."): place.shape for name, place in places
+    }
     fitting = (
         family.name
         for family in families().values()
@@ -385,6 +391,6 @@ def _weights(path: Path) -> list[Path]:
 
 
 def family_of(network: nn.Module) -> ModelFamily:
-    """The family that `network` belongs to, by its class."""
-    classes = {kind.__name__ for kind in type(network).__mro__}
-    return next(family for family in families().values() if family.network_types & classes)
+    """The family that `network` belongs to, by its class or the nearest one that it derives from."""
+    of_class = {kind: family for family in families().values() for kind in family.network_types}
+    return next(of_class[kind.__name__] for kind in type(network).__mro__ if kind.__name__ in of_class)

@@ -72,12 +72,12 @@ def recognize(shapes: Shapes) -> list[Found]:
 
 def _network(shapes: Shapes) -> Found | None:
     prefix = next(prefix for prefix in _NETWORK_PREFIXES if _has(shapes, prefix))
-    names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]
+    inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     for signature in _signatures():
-        if signature.fits(names):
+        if signature.fits(inside):
             text = shapes.get(f"{prefix}txt_in.weight") or shapes.get(f"{prefix}context_embedder.weight")
             return Found(signature.architecture, text[-1] if text else None)
-    return _unet(shapes, names, prefix)
+    return _unet(shapes, list(inside), prefix)
 
 
 def _unet(shapes: Shapes, names: Sequence[str], prefix: str) -> Found | None:

@@ -174,6 +174,9 @@ class ModelSection(Section):
     """CLIP text encoder: a file or folder; FLUX.1 needs it."""
     clip_tokenizer_path: str = ""
     """Folder with CLIP's tokenizer (vocab.json and merges.txt)."""
+    expert: Literal["auto", "high_noise", "low_noise"] = "auto"
+    """Of a model with two networks (Wan 2.2 A14B) the one to train, at its own noise levels; auto: by the
+    file's name, or the high-noise one of a diffusers folder."""
     text_encoder_path: str = ""
     """Language model that encodes captions (Qwen3, Gemma and others): a file or folder; which one depends on
     the family."""
@@ -193,7 +196,9 @@ class ModelSection(Section):
     @property
     def network_path(self) -> Path:
         """The file or folder of the network."""
-        return Path(self.path or self.chroma_path)
+        path = Path(self.path or self.chroma_path)
+        second = path / "transformer_2"
+        return second if self.expert == "low_noise" and second.is_dir() else path
 
 
 class LoraSection(Section):

@@ -166,10 +166,19 @@ def _data(config: RunConfig, dataset: Dataset) -> DataReport:
             "held out for validation": int((dataset.held_out & (placed != LEFT_OUT)).sum()),
             **dict(reasons.most_common()),
         },
-        pixels=sum(bucket.rows * bucket.width * bucket.height for bucket in used),
+        pixels=_encoded_pixels(training),
         mean_text_tokens=tokens,
         distinct_captions=distinct,
     )
+
+
+def _encoded_pixels(dataset: Dataset) -> int:
+    """Pixels of all images, and of the planes of latents of clips."""
+    used = dataset.row_buckets[dataset.row_buckets != LEFT_OUT]
+    counts = np.bincount(used, minlength=len(dataset.buckets)).tolist()
+    planes = [dataset.clips.planes(b.num_frames) if dataset.clips else 1 for b in dataset.buckets]
+    sizes = (b.width * b.height * n for b, n in zip(dataset.buckets, planes, strict=True))
+    return sum(count * size for count, size in zip(counts, sizes, strict=True))
 
 
 def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:

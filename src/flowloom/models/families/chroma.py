@@ -210,6 +210,9 @@ class ChromaFamily:
         height, width = grid
         return image_ids(height, width, device)
 
+    def noise_levels(self, model: ModelSettings) -> tuple[float, float]:  # noqa: ARG002
+        return 0.0, 1.0
+
     def schedule(self, network: nn.Module, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
         from flowloom.flow_matching.samplers import schedule
 

@@ -28,6 +28,7 @@ from flowloom.models.family import (
     ModelSettings,
     OpenEncoder,
 )
+from flowloom.models.header import read_small_json
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,14 @@ _OTHERS = (
 )
 
 
+RELEASED = ("blocks.0.self_attn.norm_q.", "head.modulation")
+IN_DIFFUSERS = ("blocks.0.attn1.norm_q.", f"{_EMBEDDER}.")
+"""Names that identify a network of Wan."""
+_HIGH_NOISE, _LOW_NOISE = re.compile(r"high[_-]?noise"), re.compile(r"low[_-]?noise|/transformer_2$")
+BOUNDARY = 0.875
+"""Noise level where Wan 2.2's networks for text to video change, from its configuration."""
+
+
 @dataclass(frozen=True)
 class WanSizes:
     """Arguments of WanTransformer3DModel."""
@@ -91,6 +100,9 @@ class WanSizes:
     num_attention_heads: int
     attention_head_dim: int
     in_channels: int
+    """Width of a token of latents."""
+    input_channels: int
+    """Planes that the network takes; more than it makes, if an image is joined to the latents."""
     out_channels: int
     text_dim: int
     freq_dim: int
@@ -129,8 +141,8 @@ class WanFamily(DiffusersFamily):
     feed_forwards = ("ffn",)
     architectures: Mapping[str, Architecture] = {"wan": Architecture("network", "Wan", "Wan 2.1 or 2.2")}
     signatures: tuple[Signature, ...] = (
-        Signature("wan", ("blocks.0.self_attn.norm_q.", "head.modulation")),
-        Signature("wan", ("blocks.0.attn1.norm_q.", f"{_EMBEDDER}.")),
+        Signature("wan", RELEASED, ("patch_embedding.weight", 1, 16)),
+        Signature("wan", IN_DIFFUSERS, ("patch_embedding.weight", 1, 16)),
     )
     pipelines = frozenset({"WanPipeline"})
     files = (
@@ -160,7 +172,8 @@ class WanFamily(DiffusersFamily):
     )
 
     def read_sizes(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> WanSizes:
-        width, in_channels, *patch = shapes["patch_embedding.weight"]
+        width, input_channels, *patch = shapes["patch_embedding.weight"]
+        token = shapes["proj_out.weight"][0]
         head = settings.get("attention_head_dim", min(HEAD_WIDTH, width))
         image = shapes.get(f"{_EMBEDDER}.image_embedder.norm1.weight", (None,))[0]
         added = shapes.get("blocks.0.attn2.add_k_proj.weight", (None, None))[1]
@@ -168,8 +181,9 @@ class WanFamily(DiffusersFamily):
         return WanSizes(
             num_attention_heads=width // head,
             attention_head_dim=head,
-            in_channels=in_channels,
-            out_channels=shapes["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
+            in_channels=token,
+            input_channels=input_channels,
+            out_channels=token // (patch[0] * patch[1] * patch[2]),
             text_dim=shapes[f"{_EMBEDDER}.text_embedder.linear_1.weight"][1],
             freq_dim=shapes[f"{_EMBEDDER}.time_embedder.linear_1.weight"][1],
             ffn_dim=shapes["blocks.0.ffn.net.0.proj.weight"][0],
@@ -179,6 +193,10 @@ class WanFamily(DiffusersFamily):
             added_kv_proj_dim=added,
             pos_embed_seq_len=positions,
         )
+
+    def arguments(self, sizes: WanSizes) -> dict[str, Any]:
+        named = dict(vars(sizes))
+        return named | {"in_channels": named.pop("input_channels")}
 
     def in_diffusers_names(self, weights: Weights) -> Weights:
         if "head.head.weight" not in weights:
@@ -226,6 +244,24 @@ class WanFamily(DiffusersFamily):
     def text_length(self, num_tokens: int, max_length: int) -> int:  # noqa: ARG002 -- always padded
         return max(max_length, TEXT_LENGTH)
 
+    def notes(self, model: ModelSettings) -> list[str]:
+        if self.noise_levels(model) == (0.0, 1.0):
+            return []
+        return [
+            f"{model.network_path.name} is one of Wan 2.2's two networks and is trained at its own noise "
+            "levels. Previews use it at all levels, so they show less than both networks together."
+        ]
+
+    def noise_levels(self, model: ModelSettings) -> tuple[float, float]:
+        path = model.network_path
+        expert = _expert(path) if model.expert == "auto" else model.expert
+        if expert is None:
+            return 0.0, 1.0
+        folder = path.parent if path.name == "transformer_2" else path
+        stated = read_small_json(folder / "model_index.json").get("boundary_ratio")
+        boundary = float(stated) if isinstance(stated, int | float) else BOUNDARY
+        return (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
+
     def pack(self, latents: Tensor) -> Tensor:
         from einops import rearrange
 
@@ -268,7 +304,7 @@ class WanFamily(DiffusersFamily):
         """
         width, num = sizes.hidden_size, sizes.num_blocks
         clip, text = 6 * width**2 + 2 * width * sizes.ffn_dim, 2 * width**2
-        ends = (sizes.in_channels + sizes.out_channels) * self.patch**2 * image_tokens
+        ends = (sizes.input_channels * self.patch**2 + sizes.in_channels) * image_tokens
         return Flops(
             linear=2 * num * (clip * image_tokens + text * text_tokens) + 2 * 6 * width**2,
             attention=4 * num * width * image_tokens * (image_tokens + text_tokens),
@@ -331,11 +367,18 @@ def _without_autocast(forward: Any) -> Any:
     return run
 
 
+def _expert(path: Path) -> str | None:
+    """Which of Wan 2.2's networks `path` is, by its name; None: it is not one of two."""
+    name = "/".join(path.parts[-2:])
+    if _LOW_NOISE.search(name):
+        return "low_noise"
+    return "high_noise" if _HIGH_NOISE.search(name) or (path / "transformer_2").is_dir() else None
+
+
 def _stated_shift(path: Path) -> float | None:
     """The shift of the schedule in a diffusers folder."""
-    from flowloom.models.header import read_small_json
-
-    stated = read_small_json(path / "scheduler" / "scheduler_config.json").get("flow_shift")
+    folder = path.parent if path.name == "transformer_2" else path
+    stated = read_small_json(folder / "scheduler" / "scheduler_config.json").get("flow_shift")
     return float(stated) if isinstance(stated, int | float) else None
 
 
