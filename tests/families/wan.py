@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from flowloom.config.model_files import resolve_paths
+from flowloom.config.run import ModelSection
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.causal_autoencoder import WAN22
 from tests.conftest import write_tokenizer
@@ -21,6 +24,9 @@ with quiet_imports():
     from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 TEXT_WIDTH = 32
+CPU = torch.device("cpu")
+PROMPTS = ["a red bar on  white &amp; blue, number 1", "blue bar"]
+WIDTH, HEIGHT, FRAMES = 64, 32, 5
 
 
 def make_transformer(**sizes: Any) -> WanTransformer3DModel:
@@ -41,8 +47,8 @@ def make_autoencoder(*, is_wan22: bool) -> AutoencoderKLWan:
     """Wan 2.1's or 2.2's autoencoder with random weights."""
     if not is_wan22:
         return AutoencoderKLWan(base_dim=8, num_res_blocks=1).eval()
-    sizes: Any = {"z_dim": 48, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 8}
-    return AutoencoderKLWan(base_dim=4, **sizes, **WAN22).eval()
+    sizes: dict[str, Any] = {"z_dim": 48, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 8}
+    return AutoencoderKLWan(base_dim=4, **sizes | WAN22).eval()
 
 
 def save(folder: Path, **options: Any) -> WanPipeline:
@@ -73,3 +79,26 @@ def save(folder: Path, **options: Any) -> WanPipeline:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+class Tiny(NamedTuple):
+    """diffusers' pipeline, its family here, and the model section that names nothing but its folder."""
+
+    pipeline: Any
+    family: Any
+    section: ModelSection
+
+    def network(self, dtype: torch.dtype = torch.float32) -> Any:
+        return self.family.load_network(self.section.network_path, CPU, dtype)
+
+    def grid(self, frames: int = FRAMES) -> tuple[int, int, int]:
+        return (frames - 1) // 4 + 1, HEIGHT // self.family.factor, WIDTH // self.family.factor
+
+    def texts(self) -> list[dict[str, Tensor]]:
+        conditioner = self.family.load_conditioner(self.section, CPU, torch.float32)
+        return conditioner.encode(PROMPTS, self.section.max_text_tokens)
+
+
+def made(folder: Path, family: Any, **options: Any) -> Tiny:
+    pipeline = save(folder, **options)
+    return Tiny(pipeline, family, resolve_paths(ModelSection(path=str(folder)), Path()))

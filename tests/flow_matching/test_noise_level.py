@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowloom.flow_matching.noise_level import (
+    cut,
     flow_quantile,
     logit_normal_quantile,
     shifted_quantile,
@@ -88,3 +89,17 @@ def test_single_precision_numbers_are_taken_unchanged():
     u = torch.rand(100, generator=torch.Generator().manual_seed(0))
     for quantile in QUANTILES.values():
         torch.testing.assert_close(quantile(u), quantile(u.double()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0.875, 1.0), (0.0, 0.875)])
+def test_a_cut_density_is_the_density_between_two_levels(lowest: float, highest: float):
+    def shifted(u: Tensor) -> Tensor:
+        return shifted_quantile(u, 3.0)
+
+    u = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:-1]
+    whole, inside = shifted(u), cut(shifted, lowest, highest)(u)
+    assert inside.min() >= lowest
+    assert inside.max() <= highest
+    expected = whole[(whole >= lowest) & (whole <= highest)]
+    quantiles = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(inside.quantile(quantiles), expected.quantile(quantiles), rtol=0, atol=1e-4)

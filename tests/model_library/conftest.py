@@ -162,6 +162,29 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
         "network",
         "zeta-chroma",
     ),
+    "wan": (
+        {
+            "patch_embedding.weight": (5120, 16, 1, 2, 2),
+            "blocks.0.self_attn.norm_q.weight": (5120,),
+            "head.modulation": (1, 2, 5120),
+        },
+        "network",
+        "wan",
+    ),
+    "wan ti2v": (
+        {
+            "patch_embedding.weight": (3072, 48, 1, 2, 2),
+            "blocks.0.attn1.norm_q.weight": (3072,),
+            "condition_embedder.time_proj.bias": (18432,),
+        },
+        "network",
+        "wan-ti2v",
+    ),
+    "wan i2v": (
+        {"patch_embedding.weight": (5120, 36, 1, 2, 2), "blocks.0.self_attn.norm_q.weight": (5120,)},
+        "network",
+        "wan-i2v",
+    ),
     "vae, 16": (VAE_16, "vae", "vae-flux"),
     "vae, 4": (VAE_4, "vae", "vae-sd"),
     "t5 xxl": (T5_XXL, "text-encoder", "t5-xxl"),

@@ -51,7 +51,7 @@ class ModelSettings(Protocol):
     t5_to_8bit: bool
     clip_path: str
     clip_tokenizer_path: str
-    expert: str
+    expert: Literal["auto", "high_noise", "low_noise"]
     text_encoder_path: str
     text_tokenizer_path: str
 
