@@ -72,6 +72,9 @@ def _build(arguments: list[str]) -> int:
     add("--caption-column", default="", metavar="NAME", help="column of tables; default: the usual names")
     add("--filename-column", default="", metavar="NAME", help="column of tables; default: the usual names")
     add("--image-column", default="", metavar="NAME", help="column of tables with images inside")
+    add("--no-videos", action="store_true", help="read images only")
+    add("--scenes", action="store_true", help="cut videos into clips at scene changes")
+    add("--clip-seconds", type=_seconds, metavar="S", help="cut videos, or their scenes, every S seconds")
     add("--split", default="", metavar="NAME", help="split of a Hugging Face dataset; default: train")
     add(
         "--loss-weight",
@@ -88,9 +91,6 @@ def _build(arguments: list[str]) -> int:
         help="loss weight of Kohya's regularisation images; default: 1",
     )
     add("--no-repeats", action="store_true", help="one row per image, ignoring Kohya's repeats")
-    add("--no-videos", action="store_true", help="read images only")
-    add("--scenes", action="store_true", help="cut videos into clips at scene changes")
-    add("--clip-seconds", type=_seconds, metavar="S", help="cut videos, or their scenes, every S seconds")
     add("--threads", type=_count, metavar="N", help="default: 4, for stores 64")
     add_storage(parser)
     args = parser.parse_args(arguments)
