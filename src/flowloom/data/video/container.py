@@ -57,13 +57,35 @@ class OpenVideo:
             if seek_s is not None and self.stream.time_base:
                 offset = int((seek_s + self.origin_s) / self.stream.time_base)
                 self.container.seek(offset, stream=self.stream)
-            for frame in self.container.decode(self.stream):
+            for frame in self._decoded():
                 following = (seek_s or 0.0) if last is None else last + 1 / self.rate
                 given = self.time_of(frame)
                 last = following if given is None else given if last is None else max(last, given)
                 yield last, frame
-        except FFmpegError as error:
+        except (FFmpegError, ImageError) as error:
             raise ImageError(f"damaged after {last or 0:.2f} s: {reason_of(error)}") from error
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """The frames from the position, with those that the decoder still holds where the file is damaged.
+
+        Raises:
+            FFmpegError, ImageError: the file is damaged.
+        """
+        from av.error import FFmpegError
+
+        is_started = False
+        try:
+            for packet in self.container.demux(self.stream):
+                # A recording may begin in the middle of a frame.
+                if packet.is_corrupt and is_started:
+                    raise ImageError("a frame is incomplete")
+                for frame in self.stream.decode(packet):
+                    is_started = True
+                    yield frame
+        except (FFmpegError, ImageError):
+            with suppress(FFmpegError):
+                yield from self.stream.decode(None)
+            raise
 
     def frames_from(self, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
         """The frames in order with their times, from one that is not after `start_s` if there is any.

@@ -75,16 +75,29 @@ def load_clip(
 def _resampled(video: OpenVideo, clip: Clip, num_frames: int) -> Iterator[tuple[VideoFrame, int]]:
     """Frames of `video` and the number of the result's frame before which each is the last one."""
     held: VideoFrame | None = None
-    end_s = 0.0
-    for time_s, frame in video.frames_from(clip.start_s):
+    end_s, damage = 0.0, list[ImageError]()
+    for time_s, frame in _until_damaged(video.frames_from(clip.start_s), damage):
         slot = slot_of(time_s, clip)
         if held is not None and slot > 0:
             yield held, min(slot, num_frames)
         if slot >= num_frames and held is not None:
             return
         held, end_s = frame, time_s + _duration(video, frame)
+    stop = min(slot_of(end_s, clip), num_frames)
     if held is not None:
-        yield held, min(slot_of(end_s, clip), num_frames)
+        yield held, stop
+    if damage and (held is None or stop < num_frames):
+        raise damage[0]
+
+
+def _until_damaged(
+    frames: Iterator[tuple[float, VideoFrame]], damage: list[ImageError]
+) -> Iterator[tuple[float, VideoFrame]]:
+    """`frames` up to the damaged part of the file, whose error is added to `damage`."""
+    try:
+        yield from frames
+    except ImageError as error:
+        damage.append(error)
 
 
 def slot_of(time_s: float, clip: Clip) -> int:
