@@ -20,6 +20,8 @@ from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from tests.engine import slurm_cluster as cluster
 from tests.engine.slurm_cluster import slurm  # noqa: F401 -- a fixture
+from tests.fakes.onnx_tagger import write_tagger
+from tests.tasks.tagging.conftest import BLUE, paint
 
 
 def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
@@ -127,6 +129,30 @@ def test_two_nodes_train_as_two_ranks_of_one_do_and_continue_after_a_node_died(
         if event["kind"] == "started" and event["resumed_from"]
     ]
     assert resumed_from >= 4  # the checkpoint of the step before may still have been on its way
+
+
+@pytest.mark.slow
+def test_two_nodes_tag_every_image_once(
+    slurm: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    tagger = write_tagger(tmp_path / "tagger")
+    paint(tmp_path / "images", **{f"p{i:02d}": BLUE for i in range(20)})
+    assert main(["tag", "images", "--model", str(tagger), "--name", "tags", "--create-only"]) == 0
+    assert capsys.readouterr().out == "runs/tags\n"
+    assert main(["launch", "--on", "slurm", "runs/tags", "--nodes", "2"]) == 0
+    run_dir = RunDir.open(tmp_path / "runs" / "tags")
+    await_events(run_dir, "finished", 1)
+    result = json.loads((run_dir.path / "result.json").read_text())
+    assert (result["num_written"], result["model"]["processes"]) == (20, 2)
+    assert len(list((tmp_path / "images").glob("*.txt"))) == 20
+    cluster.await_no_jobs(slurm)
+    assert status(run_dir, capsys)["detail"] == "COMPLETED"
+    assert main(["launch", "--on", "skypilot", "runs/tags"]) == 2
+    assert "a disk that all machines share" in capsys.readouterr().err
 
 
 @pytest.mark.slow

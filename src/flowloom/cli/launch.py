@@ -160,6 +160,7 @@ def _prepared(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tup
     """The run directory, created or with changed settings, and the secrets of the configuration."""
     from flowloom.cli.new_run import new_run
     from flowloom.config.flow_format.read import read_config
+    from flowloom.launchers.base import is_described
     from flowloom.launchers.jobs import require_not_submitted
     from flowloom.run.directory import RunDir
     from flowloom.run.resume import change_by_flags
@@ -167,6 +168,26 @@ def _prepared(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tup
     if args.source.is_dir():
         run_dir = RunDir.open(args.source)
         require_not_submitted(run_dir)
+        if is_described(run_dir):
+            _require_shared_disk(args.on, overrides)
+            return run_dir, {}
         return run_dir, change_by_flags(run_dir, overrides).secrets
     loaded = read_config(args.source, overrides, with_files=True)
     return new_run(loaded, args.name, args.runs_dir), loaded.secrets
+
+
+def _require_shared_disk(launcher: str, overrides: list[tuple[str, str]]) -> None:
+    """Check that a run of tagging can be launched.
+
+    Raises:
+        RunError: its machines have no disk in common with this one, or settings would change.
+    """
+    from flowloom.errors import RunError
+    from flowloom.launchers import LAUNCHERS
+
+    if not LAUNCHERS[launcher].shares_disk:
+        raise RunError(
+            f"--on {launcher}: tagging needs a disk that all machines share. Use slurm, ray or local."
+        )
+    if overrides:
+        raise RunError(f"--{overrides[0][0]}: a run of tagging keeps its settings. Create another one.")

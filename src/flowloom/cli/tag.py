@@ -53,7 +53,11 @@ def _verb(name: str, arguments: list[str]) -> int:
         return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, args))
     if not args["data_path"]:
         parser.error("give a folder of images or a JSONL, or a run with --resume or --undo")
-    return _watch(task, _prepared(task, _config(task, args), args))
+    run_dir = _prepared(task, _config(task, args), args)
+    if args["create_only"]:
+        print(run_dir.path)
+        return OK
+    return _watch(task, run_dir)
 
 
 def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
@@ -86,6 +90,8 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     add("--undo", type=Path, metavar="RUN_DIR", help="restore the captions that a run changed")
     add("--name", help="name of the run directory; default: the command and the time")
     add("--runs-dir", type=Path, metavar="DIR", default="runs", help="folder of the runs; default: runs")
+    about = "create the run directory, print it and exit, to start it by torchrun or launch"
+    add("--create-only", action="store_true", help=about)
     for name, field in properties.items():
         if name not in NAMED_OTHERWISE:
             _add_field(parser, name, field)

@@ -192,9 +192,15 @@ def torchrun(job: Job) -> list[str]:
     ]
 
 
+def is_described(run_dir: RunDir) -> bool:
+    """True for a run of tagging or captioning, whose ranks share the images."""
+    return run_dir.run_json.is_file() and run_dir.read_run().get("trainer") in ("tag", "caption")
+
+
 def engine(run_dir: RunDir) -> list[str]:
     """The arguments of Python for each rank."""
-    return ["-m", "flowloom.engine", str(run_dir.path.resolve())]
+    module = "flowloom.tasks" if is_described(run_dir) else "flowloom.engine"
+    return ["-m", module, str(run_dir.path.resolve())]
 
 
 def record_end(run_dir: RunDir, job: Job) -> list[str]:

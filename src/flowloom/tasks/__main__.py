@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ from flowloom.run.events import EventWriter
 from flowloom.run.process import run_module
 from flowloom.tasks import ALL
 from flowloom.tasks.base import FunctionTask, Progress
+from flowloom.tasks.tagging.config import DescribingConfig
 
 
 def run_task(run_dir: RunDir) -> None:
@@ -29,6 +31,9 @@ def run_task(run_dir: RunDir) -> None:
         raise RunError(
             f"{run_dir.run_json}: {name!r} is not a task of this version: {', '.join(sorted(ALL))}."
         )
+    if _rank() and issubclass(task.config_type, DescribingConfig):
+        _run(task, content["config"], Progress(run_dir, None))
+        return
     with run_dir.locked():
         writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
         try:
@@ -43,6 +48,11 @@ def run_task(run_dir: RunDir) -> None:
             raise failure from error
         finally:
             writer.close()
+
+
+def _rank() -> int:
+    """The rank by torchrun's environment."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def _run(task: FunctionTask[Any], config: object, progress: Progress) -> None:

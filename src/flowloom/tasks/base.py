@@ -31,9 +31,12 @@ class StopRequested(Exception):
 class Progress:
     """Events of a task, and its stop requests."""
 
-    def __init__(self, run_dir: RunDir, writer: EventWriter):
+    def __init__(self, run_dir: RunDir, writer: EventWriter | None):
+        """`writer`: None for a process that shares a run with another one, which writes events and result."""
         self.run_dir = run_dir
         self.is_stop_requested = False
+        self.takes_requests = True
+        """False: other processes must see a stop request too, and one of them clears it at the end."""
         self._writer = writer
         self._done = 0
         self._began: tuple[float, int] | None = None
@@ -61,7 +64,8 @@ class Progress:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Write one event (run/events.py)."""
-        self._writer.write(kind, **fields)
+        if self._writer:
+            self._writer.write(kind, **fields)
 
     def end(self) -> None:
         """Report the end: finished, or stopped on request."""
@@ -69,7 +73,12 @@ class Progress:
 
     def is_stopped(self) -> bool:
         """True if a stop was requested: finish the current item and return."""
-        self.is_stop_requested = self.is_stop_requested or self.run_dir.take_control("stop")
+        is_new = (
+            self.run_dir.take_control("stop")
+            if self.takes_requests
+            else (self.run_dir.control_dir / "stop").exists()
+        )
+        self.is_stop_requested = self.is_stop_requested or is_new
         return self.is_stop_requested
 
     def raise_if_stopped(self) -> None:
@@ -79,7 +88,8 @@ class Progress:
 
     def save_result(self, content: Any) -> None:
         """Write result.json atomically."""
-        write_json(self.run_dir.path / "result.json", content)
+        if self._writer:
+            write_json(self.run_dir.path / "result.json", content)
 
 
 def _no_problems(_config: Any) -> list[Problem]:

@@ -108,8 +108,11 @@ ALONE = Ranks()
 """A process that trains alone."""
 
 
-def join_ranks(device_type: str) -> Ranks:
+def join_ranks(device_type: str, patience: timedelta = PATIENCE) -> Ranks:
     """Join the process group that torchrun's environment describes; alone without one.
+
+    Args:
+        patience: time to wait for other ranks in each operation.
 
     Raises:
         RankError: not all ranks joined within `JOIN_PATIENCE`.
@@ -121,7 +124,7 @@ def join_ranks(device_type: str) -> Ranks:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     rank = int(os.environ["RANK"])
-    dist.init_process_group(backend, store=_meet(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=_meet(rank, size), rank=rank, world_size=size, timeout=patience)
     return Ranks(rank, size)
 
 

@@ -120,12 +120,17 @@ _state: dict[str, Any] = {}
 
 def _begin(load: Load, number: int) -> None:
     """Prepare a worker process: it sees one GPU, and ends with its parent and not by itself."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)] or str(number)
+    use_one_gpu(number)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     _state["load"] = load
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def use_one_gpu(number: int) -> None:
+    """Make one of the visible GPUs the only one of this process."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)] or str(number)
 
 
 def _end_with_parent() -> None:

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowloom.datasets.build.items import Unusable
 from flowloom.datasets.captions.journal import Journal, pending
-from flowloom.datasets.captions.store import CaptionError, CaptionRef, CaptionStore, Change, Written
+from flowloom.datasets.captions.store import CaptionError, CaptionRef, CaptionStore, Change
 from flowloom.errors import ConfigError, DataError, Problem, RunError
 from flowloom.run.directory import RunDir
 from flowloom.storage.base import StorageSection
 from flowloom.tasks.base import Progress
 from flowloom.tasks.restore_captions import CHANGES, RestoreConfig
-from flowloom.tasks.tagging.batches import (
-    Batch,
-    Existing,
-    Prepared,
-    existing_captions,
-    in_batches,
-    names_of,
-    prepare_all,
-    usable_of,
-)
 from flowloom.tasks.tagging.config import DescribingConfig, is_bucket
 from flowloom.tasks.tagging.image_sets import BucketImages, FolderImages, ImageSet, JsonlImages, Target
-from flowloom.tasks.tagging.merging import Description, merged
-from flowloom.tasks.tagging.processes import Answer, Captioner, Load, captioner_processes
-
-NAMED = 1000
-"""Images that the result names, of each kind."""
-
-
-@dataclass
-class _Outcome:
-    """The counts and names of the result."""
-
-    num_images: int
-    num_kept: int = 0
-    """Images that had a caption and keep it."""
-    num_empty: int = 0
-    """Images for which the model returned nothing."""
-    unusable: list[Unusable] = field(default_factory=list)
-    changed_meanwhile: list[CaptionRef] = field(default_factory=list)
-    preview: list[dict[str, Any]] = field(default_factory=list)
+from flowloom.tasks.tagging.processes import Load
+from flowloom.tasks.tagging.session import NAMED, Outcome, Session, write
+from flowloom.tasks.tagging.shares import Shares, join_shares, journal_path, merge_journals
 
 
 def open_images(data_path: str, image_folder: str, suffix: str, storage: StorageSection) -> ImageSet:
@@ -85,237 +57,73 @@ def describe(config: DescribingConfig, progress: Progress, find: Callable[[], Lo
     Raises:
         FlowloomError: there is no usable image, or no usable model.
     """
+    shares = join_shares()
     progress.phase("listing")
     images = open_images(config.data_path, config.image_folder_path, config.caption_suffix, config.storage)
-    with closing(images.store), closing(Journal(progress.run_dir.path / CHANGES)) as journal:
+    with closing(images.store):
         if not config.preview:
             require_access(images.store)
         targets = images.targets()
         if not targets:
             first = f" {images.unusable[0].where}: {images.unusable[0].reason}." if images.unusable else ""
             raise DataError(f"{config.data_path}: no image to describe.{first}")
-        session = Session(config, progress, images, journal, len(targets))
-        session.save(session.work(targets, find))
+        work = Work(config, progress, images, find)
+        if shares.size == 1:
+            work.alone(targets)
+        else:
+            work.share(targets, shares)
+    shares.leave()
 
 
-class Session:
-    """The part of a run that one process does."""
+@dataclass(frozen=True)
+class Work:
+    """The images of a run, and the model that describes them."""
 
-    def __init__(
-        self,
-        config: DescribingConfig,
-        progress: Progress,
-        images: ImageSet,
-        journal: Journal,
-        num_images: int,
-    ):
-        self.config, self.progress, self.images, self.journal = config, progress, images, journal
-        self.store = images.store
-        self.outcome = _Outcome(num_images)
-        for unusable in images.unusable:
-            self._skip(unusable)
+    config: DescribingConfig
+    progress: Progress
+    images: ImageSet
+    find: Callable[[], Load]
 
-    def work(self, targets: list[Target], find: Callable[[], Load]) -> dict[str, Any]:
-        """Describe the remaining images; returns `about` of the model, empty if none was needed."""
-        if self.images.writes_at_once and not self.config.preview:
-            self._write_pending()
-        remaining = self._remaining(targets)
-        about: dict[str, Any] = {}
-        if remaining:
-            self.progress.phase("loading the model")
-            about = self._describe_with(find(), remaining, len(targets))
-        if not self.images.writes_at_once and self.journal.offsets:
-            self.progress.phase("writing")
-            self._write_pending()
-        return about
+    def alone(self, targets: list[Target]) -> None:
+        """Describe all images in this process."""
+        merge_journals(self.progress.run_dir.path)
+        with closing(Journal(self.progress.run_dir.path / CHANGES)) as journal:
+            session = Session(self.config, self.progress, self.images, journal, len(targets))
+            session.finish_earlier()
+            about = session.describe(targets, self.find)
+            session.write_at_end()
+            session.save(about)
 
-    def _write_pending(self) -> None:
-        """Write the changes of the journal that are not in the dataset yet."""
-        self.store.close()
-        changes = self.journal.changes(self.store)
-        self._write(pending(self.store, changes, self.outcome.changed_meanwhile))
+    def share(self, targets: list[Target], shares: Shares) -> None:
+        """Describe the share of this rank; the first rank writes the result of all.
 
-    def _write(self, changes: Iterable[Change]) -> None:
-        self.outcome.changed_meanwhile += write(self.store, changes, "then resume the run").changed_meanwhile
-
-    def _remaining(self, targets: list[Target]) -> list[Target]:
-        if self.config.preview:
-            number = min(self.config.preview, len(targets))
-            return [targets[i * len(targets) // number] for i in range(number)]
-        known = self.journal.offsets
-        remaining = [target for target in targets if target.places[0] not in known]
-        if self.config.existing != "skip":
-            return remaining
-        uncaptioned = [target for target in remaining if not self._is_captioned(target)]
-        self.outcome.num_kept = len(remaining) - len(uncaptioned)
-        return uncaptioned
-
-    def _is_captioned(self, target: Target) -> bool:
-        try:
-            return all(existing.captions for existing in existing_captions(self.store, target))
-        except (DataError, OSError):
-            return False  # reported when the image is prepared
-
-    def _describe_with(self, load: Load, remaining: list[Target], num_images: int) -> dict[str, Any]:
-        """Describe images in this process or in several others; returns `about` of the model."""
-        size, count = self.config.batch_size, self.config.processes
-        if count == 1:
-            captioner = load()
-            prepared = prepare_all(self.images, remaining, captioner.prepare, 2 * size)
-            answers = _answers(captioner, in_batches(prepared, size))
-            self._take_all(prepared, answers, len(remaining), num_images)
-            return captioner.about
-        with captioner_processes(load, count) as captioners:
-            prepared = prepare_all(self.images, remaining, _as_stored, 2 * size * count)
-            answers = captioners.describe_all(
-                (batch, [image.image for image in usable_of(batch)], names_of(batch))
-                for batch in in_batches(prepared, size)
-            )
-            self._take_all(prepared, answers, len(remaining), num_images)
-            return captioners.about
-
-    def _take_all(
-        self,
-        prepared: Generator[Prepared | Unusable],
-        answers: Iterable[tuple[Batch, Sequence[Answer]]],
-        num_remaining: int,
-        num_images: int,
-    ) -> None:
-        """Record the answers to every batch; after a stop request, those of the batches on their way."""
-        self.progress.phase("previewing" if self.config.preview else "describing")
-        total = num_remaining if self.config.preview else num_images
-        done = total - num_remaining
-        num_usable = 0
-        for batch, of_batch in answers:
-            described = self._described(batch, of_batch)
-            if described:
-                self._take(described)
-            num_usable += len(described)
-            done += len(batch)
-            self.progress.step(done, total)
-            if self.progress.is_stopped():
-                prepared.close()
-        if not num_usable and num_remaining == num_images and not self.progress.is_stop_requested:
-            first = self.outcome.unusable[0]
-            raise DataError(f"no image can be used. The first: {first.where}: {first.reason}.")
-
-    def _described(self, batch: Batch, answers: Iterable[Answer]) -> list[tuple[Prepared, Description]]:
-        """The images that were described; the others are reported."""
-        described: list[tuple[Prepared, Description]] = []
-        of_usable = iter(answers)
-        for image in batch:
-            answer = image if isinstance(image, Unusable) else next(of_usable)
-            if isinstance(image, Prepared) and isinstance(answer, Description):
-                described.append((image, answer))
-            elif isinstance(image, Prepared):
-                self._skip(Unusable(image.target.name, str(answer)))
-            else:
-                self._skip(image)
-        return described
-
-    def _skip(self, unusable: Unusable) -> None:
-        self.outcome.unusable.append(unusable)
-        if len(self.outcome.unusable) <= NAMED:
-            self.progress.emit("skipped", file=unusable.where, line=0, reason=unusable.reason)
-
-    def _take(self, described: list[tuple[Prepared, Description]]) -> None:
-        changes = [change for image, description in described for change in self._changes(image, description)]
-        if self.config.preview:
-            return
-        self.journal.add(changes)
-        if self.images.writes_at_once:
-            self._write(change for change in changes if change.before != change.after)
-
-    def _changes(self, image: Prepared, description: Description) -> Iterator[Change]:
-        is_empty = True
-        for existing in image.existing:
-            captions = merged(existing.captions, description, self.config)
-            is_empty = is_empty and not captions
-            if self.config.preview:
-                self._show(image, existing, description, captions)
-            after = self._after(existing, captions, is_tags=description.tags is not None)
-            yield Change(image.target.name, existing.place, existing.data, after)
-        self.outcome.num_empty += is_empty
-
-    def _after(self, existing: Existing, captions: tuple[str, ...], *, is_tags: bool) -> bytes | None:
-        """The new content of a place."""
-        is_kept = existing.captions and self.config.existing == "skip"
-        if is_kept or not captions or captions == existing.captions:
-            return existing.data
-        is_new = self.config.existing == "replace" or not existing.captions
-        return self.store.edited(existing.place, existing.data, list(captions), is_tags if is_new else None)
-
-    def _show(
-        self, image: Prepared, existing: Existing, description: Description, captions: tuple[str, ...]
-    ) -> None:
-        shown = {
-            "image": image.target.name,
-            "place": existing.place,
-            "before": list(existing.captions),
-            "after": list(captions or existing.captions),
-            "is_kept": bool(existing.captions) and self.config.existing == "skip",
-            "scores": {name: round(score, 4) for name, score in description.scores.items()},
-        }
-        self.outcome.preview.append(shown)
-
-    def save(self, about: dict[str, Any]) -> None:
-        """Write result.json."""
-        outcome = self.outcome
-        changed_meanwhile = [self.store.label(ref.place) for ref in outcome.changed_meanwhile]
-        if changed_meanwhile:
-            self.progress.warn(
-                f"{len(changed_meanwhile)} captions were changed by another program during the run and were "
-                f"not overwritten. The captions of this run are in its {CHANGES}."
-            )
-        unusable = [{"image": image.where, "reason": image.reason} for image in outcome.unusable[:NAMED]]
-        self.progress.save_result(
-            {
-                "model": about or _known_model(self.progress.run_dir),
-                "num_images": outcome.num_images,
-                "num_written": self.journal.num_changed(),
-                "num_kept": outcome.num_kept,
-                "num_empty": outcome.num_empty,
-                "num_unusable": len(outcome.unusable),
-                "unusable": unusable,
-                "changed_meanwhile": changed_meanwhile[:NAMED],
-                "preview": outcome.preview,
-            }
-        )
-
-
-def _known_model(run_dir: RunDir) -> dict[str, Any]:
-    """The model of an earlier session, for a session that had nothing left to describe."""
-    try:
-        return json.loads((run_dir.path / "result.json").read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
-def _answers(captioner: Captioner, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Description]]]:
-    """Each batch with the descriptions of its usable images."""
-    for batch in batches:
-        images = [image.image for image in usable_of(batch)]
-        yield batch, captioner.describe(images, names_of(batch)) if images else []
-
-
-def _as_stored(image: bytes) -> bytes:
-    """The input of a model in another process, which prepares it there."""
-    return image
-
-
-def write(store: CaptionStore, changes: Iterable[Change], hint: str) -> Written:
-    """Write `changes`.
-
-    Raises:
-        DataError: a file cannot be written; the message ends with `hint`.
-    """
-    try:
-        return store.write(changes)
-    except CaptionError as error:
-        raise DataError(f"{error} {error.hint}".rstrip()) from error
-    except OSError as error:
-        message = f"{error.filename2 or error.filename}: cannot be written ({error.strerror})."
-        raise DataError(f"{message} Fix that, {hint}.") from error
+        Raises:
+            RunError: another rank ended.
+        """
+        run = self.progress.run_dir.path
+        self.progress.takes_requests = False
+        if shares.rank == 0:
+            merge_journals(run)
+            with closing(Journal(run / CHANGES)) as journal:
+                Session(self.config, self.progress, self.images, journal, len(targets)).finish_earlier()
+        unusable, self.images.unusable = self.images.unusable, []
+        shares.wait()
+        with closing(Journal(run / CHANGES)) as merged:
+            known = frozenset(merged.offsets)
+        with closing(Journal(journal_path(run, shares.rank))) as journal:
+            own = shares.own(targets)
+            session = Session(self.config, self.progress, self.images, journal, len(own), known)
+            about = session.describe(own, self.find)
+        results = shares.gathered((about, session.outcome))
+        if shares.rank == 0:
+            self.progress.run_dir.take_control("stop")
+            merge_journals(run)
+            with closing(Journal(run / CHANGES)) as journal:
+                final = Session(self.config, self.progress, self.images, journal, len(targets))
+                final.outcome = Outcome.total(len(targets), unusable, [outcome for _, outcome in results])
+                final.write_at_end()
+                model = next((about for about, _ in results if about), dict[str, Any]())
+                final.save(model and model | {"processes": shares.size})
 
 
 def restore(config: RestoreConfig, progress: Progress) -> None:
@@ -334,6 +142,7 @@ def restore(config: RestoreConfig, progress: Progress) -> None:
         raise ConfigError(str(run.path), [Problem("data_path", message)])
     suffix = ".caption" if described.get("caption_suffix") == ".caption" else ".txt"
     progress.phase("restoring")
+    merge_journals(run.path)
     store = open_images(config.data_path, "", suffix, config.storage).store
     require_access(store)
     changed: list[CaptionRef] = []
