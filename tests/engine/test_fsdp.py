@@ -22,6 +22,7 @@ from flowloom.engine.parallel.strategy import with_strategy
 from flowloom.engine.shard_files import open_shards
 from flowloom.errors import ConfigError
 from flowloom.models.weights import open_weights, save_weights
+from flowloom.nn.radiance import Radiance, RadianceParams
 from flowloom.nn.tiny import TINY, random_chroma_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
@@ -70,6 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lokr": {"lora": LORA, "method": {"kind": "lokr"}},
     "guided": {"training": TRAINING | {"cfg_scale_strength": 2.0}},
     "flux1": {"memory": {"checkpointed_blocks": 1}},
+    "radiance": {"memory": {"checkpointed_blocks": 1}},
     "mixed-formats": {"training": ROTATION, "method": {"rotation_states": "reset"}},
     "lora-bf16": {"lora": LORA, "memory": {"checkpointed_blocks": "all"}},
     "host": {"optimizer": {"device": "cpu", "max_grad_norm": 0.01}, "ema": {"decay": 0.9}},
@@ -115,6 +117,7 @@ def runs(
 ) -> Runs:
     """Every case on one rank, and in each layout that it is tested in."""
     root = tmp_path_factory.mktemp("sharded")
+    models = {"flux1": model_section(tiny_flux1_dir), "radiance": small_radiance(root)}
     chroma = small_chroma(root)
     made: Runs = {}
     for case, layout, *then in [*((case, "1") for case in CASES), *PAIRS, *RESUMED]:
@@ -123,7 +126,7 @@ def runs(
             "training": TRAINING,
             "dataloader": {"batch_size": 5},
             "limits": {"max_steps": STEPS // (1 + len(then))},
-            "model": model_section(tiny_flux1_dir) if case == "flux1" else chroma,
+            "model": models.get(case, chroma),
         }
         run_dir = made[case, layout, *then] = RunDir.create("-".join((case, layout, *then)), root)
         run_dir.write_run(make_config(**(defaults | CASES[case]), parallel=parallel), "a test")
@@ -147,6 +150,15 @@ def small_chroma(folder: Path) -> dict[str, str]:
     }
     save_weights(folder / "chroma.safetensors", network, {})
     return {"chroma_path": str(folder / "chroma.safetensors")}
+
+
+def small_radiance(folder: Path) -> dict[str, str]:
+    """A random network on pixels, for the section `model`."""
+    params = RadianceParams(768, 128, 64, 4.0, 2, 2, 3, (4, 14, 14), 10_000, True, 64, 1, 64, 16, 8, 2, 2, 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        save_weights(folder / "radiance.safetensors", Radiance(params).state_dict(), {})
+    return {"path": str(folder / "radiance.safetensors"), "chroma_path": ""}
 
 
 def train(run_dirs: Sequence[RunDir], num_ranks: int) -> None:

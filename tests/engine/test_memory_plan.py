@@ -28,6 +28,7 @@ from flowloom.engine.memory import HEADROOM, Choice
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1, Chroma
+from flowloom.nn.radiance import RADIANCE1, Radiance
 from flowloom.run.preflight import FitReport
 from flowloom.trainers.engine import PRESETS
 
@@ -41,13 +42,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def chroma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The released network's file, with the header and a hole in place of 18 GB of weights."""
-    path = tmp_path_factory.mktemp("released") / "chroma.safetensors"
-    entries, start = {}, 0
     with torch.device("meta"):
-        for name, weight in Chroma(CHROMA1).state_dict().items():
-            stop = start + 2 * weight.numel()
-            entries[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, stop]}
-            start = stop
+        return write_hole(tmp_path_factory.mktemp("released") / "chroma.safetensors", Chroma(CHROMA1))
+
+
+def write_hole(path: Path, network: torch.nn.Module) -> Path:
+    """A file with the header of `network` and no weights."""
+    entries, start = {}, 0
+    for name, weight in network.state_dict().items():
+        stop = start + 2 * weight.numel()
+        entries[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, stop]}
+        start = stop
     header = json.dumps(entries).encode()
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -296,6 +301,21 @@ def test_each_preset_fits_its_card(make_released: Callable[..., RunConfig], name
         plan = plan_memory(config, Networks.from_config(config), Machine(CUDA, int(size) * GIB, 96 * GIB))
         assert plan.fits, (side, plan.parts, plan.host_parts)
         assert kind == ("lora" if config.method_kind == "lora" else "full")
+
+
+@pytest.mark.parametrize("size", [12, 16, 24])
+def test_the_lora_presets_also_fit_a_network_on_pixels(tmp_path: Path, size: int) -> None:
+    """Radiance is larger than Chroma, and its ends keep more; the cache of latents is not used."""
+    with torch.device("meta"):
+        path = write_hole(tmp_path / "radiance.safetensors", Radiance(RADIANCE1))
+    sections = dict(CARDS[f"lora-{size}gb"].config) | {"model": {"path": str(path)}}
+    networks = Networks.from_config(RunConfig.model_validate(sections))
+    for side in (512, 1024):
+        config = RunConfig.model_validate(sections | {"dataloader": {"base_resolution": [side]}})
+        plan = plan_memory(config, networks, Machine(CUDA, size * GIB, 96 * GIB))
+        assert plan.fits, (side, plan.parts, plan.host_parts)
+        assert "vae" not in plan.parts
+        assert plan.parts["activations"] > 90 * side**2 / 256 * 3072 * 2
 
 
 def test_there_are_presets_for_common_cards() -> None:
