@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.families.qwen_image import FAMILY
 from flowloom.models.family import Conditioning, Grid
-from flowloom.models.qwen_text import TEMPLATE
+from flowloom.models.qwen_text import EDIT_TEMPLATE, TEMPLATE
 
 with quiet_imports():
     from diffusers import (
@@ -165,3 +165,34 @@ class TinyQwenImage:
             latents=tokens,
             output_type=output,
         ).images
+
+
+def make_edit_pipeline(**settings: Any) -> Any:
+    """Qwen-Image-Edit Plus; `settings` are the network's."""
+    from diffusers import QwenImageEditPlusPipeline
+    from transformers import processing_utils
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+
+    parts = make_parts(TEMPLATE, EDIT_TEMPLATE, **settings)
+    # The processor checks the class of a part for videos, which needs torchvision.
+    module: Any = processing_utils.transformers_module
+    module.VideoProcessorMixin = type(None)
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessorPil(), parts["tokenizer"], None)
+
+    def with_positions(_encoder: Any, _args: Any, inputs: dict[str, Any]) -> Any:
+        # Earlier versions of transformers found the images by their tokens; now the caller has to.
+        is_image = inputs["input_ids"] == parts["text_encoder"].config.image_token_id
+        return (), inputs | {"mm_token_type_ids": is_image.int()}
+
+    parts["text_encoder"].register_forward_pre_hook(with_positions, with_kwargs=True)
+    pipeline = QwenImageEditPlusPipeline(**parts, processor=processor)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_edit_pipeline(pipeline: Any, folder: Path) -> None:
+    """Save the parts of `pipeline`; the processor has none for videos, with which it cannot be saved."""
+    for name in ("vae", "text_encoder", "tokenizer", "transformer", "scheduler"):
+        getattr(pipeline, name).save_pretrained(folder / name)
+    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')

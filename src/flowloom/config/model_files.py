@@ -10,7 +10,7 @@ from typing import TypeVar
 from flowloom.config.data_sections import DatasetSection
 from flowloom.config.device_sections import ParallelSection
 from flowloom.config.local_paths import local_problem
-from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
+from flowloom.config.run import DataloaderSection, InferenceSection, ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.models.family import family_for
 from flowloom.storage.local_copy import is_url
@@ -27,7 +27,22 @@ def check_files(config: RunConfig) -> list[Problem]:
     return [
         *missing_files(config.model, config.dataloader, config.datasets, cached_files(config)),
         *(_missing(key, settings, "DeepSpeed's settings") if settings else ()),
+        *_missing_references(config),
     ]
+
+
+def _missing_references(config: RunConfig) -> Iterator[Problem]:
+    """Reference images of previews that are missing, or that the model does not read."""
+    places = {f"extra_inference_config.{i}": each for i, each in enumerate(config.extra_inference_config)}
+    for place, section in ({"inference": config.inference} | places).items():
+        key, names = f"{place}.reference_paths", section.reference_paths if section else []
+        family = family_for(config.model)
+        if names and not family.defaults.reference_size:
+            yield Problem(
+                key, f"{family.title} does not edit images: remove it, or choose a model that does."
+            )
+        for i, name in enumerate(names):
+            yield from _missing(f"{key}.{i}", name, "a reference image")
 
 
 def missing_files(
@@ -152,6 +167,10 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
             for name in ("model", "dataloader", "parallel")
         }
         update["datasets"] = [resolve_paths(dataset, folder) for dataset in section.datasets]
+        update["inference"] = section.inference and _with_references(section.inference, folder)
+        update["extra_inference_config"] = [
+            _with_references(each, folder) for each in section.extra_inference_config
+        ]
         return section.model_copy(update=update)
     paths = {name: value for name, value in section if name.endswith("path") and value}
     absolute = {name: _absolute(value, folder) for name, value in paths.items()}
@@ -165,6 +184,11 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
     if is_folder(rows) and paths.get("image_folder_path", "") in ("", "."):
         absolute["image_folder_path"] = rows
     return section.model_copy(update=absolute)
+
+
+def _with_references(section: InferenceSection, folder: Path) -> InferenceSection:
+    names = [_absolute(name, folder) for name in section.reference_paths]
+    return section.model_copy(update={"reference_paths": names}) if names else section
 
 
 def _absolute(text: str, folder: Path) -> str:

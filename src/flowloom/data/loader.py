@@ -22,6 +22,7 @@ from flowloom.data.images.masks import load_mask
 from flowloom.data.metadata import Row
 from flowloom.data.order import EpochPlan, RowBatch, rank_parts
 from flowloom.data.prefetch import in_background
+from flowloom.data.subjects import Reference, prompt_of
 from flowloom.data.video.decode import Clip, load_clip
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.base import shown
@@ -29,7 +30,9 @@ from flowloom.storage.base import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowloom.data.cache.encodings import EncodingCache, ImageInBucket
+    from flowloom.data.cache.encodings import ConditioningCache, EncodingCache
+    from flowloom.data.references import ReferenceReader
+    from flowloom.data.subjects import Encoded
 
 ROWS_AHEAD = 512
 """Rows whose images are requested from a store ahead of decoding; `read_ahead_mib` limits their bytes."""
@@ -56,6 +59,10 @@ class Sample:
     """The autoencoder's output from the cache; None: encode `pixels`."""
     showing: int = 0
     """Number of times that the row was shown before; seeds everything that varies between these times."""
+    num_references: int = 0
+    """Images that the image was edited from."""
+    references: tuple[NDArray[np.uint8], ...] = ()
+    """Pixels (h, w, 3) of each of them; empty if their encodings are cached."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,13 @@ class Loader:
     """Rows per batch for buckets without a batch size."""
     threads: int
     prefetch: int
-    latents: EncodingCache[ImageInBucket]
+    latents: EncodingCache[Encoded]
     """Images whose latents are in it are not read."""
+    references: ReferenceReader | None = None
+    """Reads reference images; None: rows have none, or only the images are wanted."""
+    texts: ConditioningCache | None = None
+    """With `references`: those whose latents and captions are cached are not read; None: captions do not
+    count."""
     images: ImageSource = field(default_factory=ImageSource)
     updates_per_batch: int = 1
     """Updates that each global batch is split into."""
@@ -257,6 +269,8 @@ class Loader:
             (latents,) = self.latents.get([(row.index, bucket)])
             is_cached = latents is not None or self.latents.has((row.index, bucket))
             pixels, mask = self._media(started, bucket, needs_pixels=not is_cached)
+            caption = vary(row, started.showing, self.rules, self.seed)
+            references = self._references(row, caption)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         finally:
@@ -266,14 +280,25 @@ class Loader:
             row=row.index,
             line=row.line,
             filename=row.filename,
-            caption=vary(row, started.showing, self.rules, self.seed),
+            caption=caption,
             loss_weight=row.loss_weight * self.dataset.source_of(row).loss_weight,
             pixels=pixels,
             mask=mask,
             dataset=row.dataset,
             latents=latents,
             showing=started.showing,
+            num_references=len(row.references) if self.references else 0,
+            references=references,
         )
+
+    def _references(self, row: Row, caption: str) -> tuple[NDArray[np.uint8], ...]:
+        """The reference images of `row`; none if all that is made of them is cached."""
+        if not self.references or not row.references:
+            return ()
+        images = [Reference(row.index, number) for number in range(len(row.references))]
+        is_cached = all(self.latents.has(image) for image in images)
+        is_cached &= self.texts is None or self.texts.has(prompt_of(row, caption))
+        return () if is_cached else self.references.read(row)
 
     def _media(
         self, started: _StartedRow, bucket: Bucket, *, needs_pixels: bool

@@ -15,6 +15,7 @@ from flowloom.data.cache.encodings import PersistentCache
 from flowloom.data.cache.setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader
+from flowloom.data.references import reference_reader
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.encode import Encoders
 from flowloom.engine.estimate.memory_plan import MemoryPlan, shared_plan
@@ -75,7 +76,8 @@ def load_encoders(
         if dataset and config.cache.is_on_disk
         else None
     )
-    encoders = Encoders(autoencoder, text_encoder, config, device, caches)
+    reader = reference_reader(config, dataset, images or ImageSource(config.storage)) if dataset else None
+    encoders = Encoders(autoencoder, text_encoder, config, device, caches, reader)
     if not isinstance(encoders.caches.latents, PersistentCache):
         autoencoder.get()
     if not encoders.caches.texts.on_disk:
@@ -258,6 +260,8 @@ def _training_loader(
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=data.prefetch_factor,
         latents=encoders.caches.latents,
+        references=encoders.reader,
+        texts=encoders.caches.texts,
         images=images,
         updates_per_batch=config.training.updates_per_large_batch,
     )
@@ -278,5 +282,7 @@ def _validation_loader(
         threads=max(1, config.dataloader.num_workers),
         prefetch=1,
         latents=encoders.caches.latents,
+        references=encoders.reader,
+        texts=encoders.caches.texts,
         images=images,
     )

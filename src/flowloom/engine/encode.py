@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from flowloom.config.run import RunConfig
 from flowloom.data.buckets import Bucket
 from flowloom.data.cache.encodings import EncodingCaches, caches_without_disk
 from flowloom.data.loader import Sample, SampleBatch
+from flowloom.data.references import ReferenceReader
+from flowloom.data.subjects import Instruction, Prompt, Reference
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
@@ -48,6 +50,7 @@ class Encoders:
         config: RunConfig,
         device: torch.device,
         caches: EncodingCaches | None = None,
+        reader: ReferenceReader | None = None,
     ):
         self._autoencoder = autoencoder
         self._text_encoder = text_encoder
@@ -61,6 +64,8 @@ class Encoders:
         self.draws = config.cache.sampling == "draw" and has_autoencoder(self.family)
         self._paths = {role: self._files(config, role) for role in ("latents", "text")}
         self.caches = caches or caches_without_disk(config)
+        self.reader = reader
+        self.reference_resolution = config.dataloader.reference_resolution
 
     def _files(self, config: RunConfig, role: str) -> str:
         """The weights of the encoders with `role`, for a message."""
@@ -117,8 +122,55 @@ class Encoders:
             lengths = [min(count + 1, self.max_length) for count in counts]
             pairs = zip(texts, captions, strict=True)
             return Encodings(latents, grid, [self._on_cpu(text, caption) for text, caption in pairs], lengths)
-        texts = self.texts(captions)
+        prompts = [
+            Instruction(sample.caption, sample.row, sample.num_references)
+            if sample.num_references
+            else sample.caption
+            for sample in batch.samples
+        ]
+        texts = self.texts(prompts, {sample.row: sample.references for sample in batch.samples})
+        texts = self.with_references(texts, [self.reference_planes(sample) for sample in batch.samples])
         return Encodings(latents, grid, texts, [len(text["states"]) for text in texts])
+
+    def reference_planes(self, sample: Sample) -> list[Tensor]:
+        """The latents (C, h, w) of each reference image of `sample`, encoded if they are not cached."""
+        images = [Reference(sample.row, number) for number in range(sample.num_references)]
+        known = self.caches.latents.get(images)
+        if any(planes is None for planes in known):
+            pixels = sample.references or self._read(sample.row)
+            for i, planes in enumerate(known):
+                if planes is None:
+                    fresh = _finite(self.image_latents(pixels[i]), sample.filename, self._paths["latents"])
+                    known[i] = self.caches.latents.put(images[i], fresh)
+        return [planes for planes in known if planes is not None]
+
+    def _read(self, row: int) -> Sequence[np.ndarray]:
+        assert self.reader
+        return self.reader.read(self.reader.dataset.metadata.row(row))
+
+    @torch.no_grad()
+    def image_latents(self, pixels: np.ndarray) -> Tensor:
+        """The mean of the latents (C, h, w) of one image (h, w, 3)."""
+        image = torch.from_numpy(pixels[None].copy()).to(self.device).permute(0, 3, 1, 2)
+        return self.autoencoder.encode(image.to(self.dtype) / 127.5 - 1)[0].cpu()
+
+    def with_references(
+        self, texts: Sequence[Conditioning], planes: Sequence[Sequence[Tensor]]
+    ) -> list[Conditioning]:
+        """`texts`, each with the latents of its reference images; unchanged if none has any."""
+        if not any(planes):
+            return list(texts)
+        width = self.autoencoder.channels * self.family.patch**2
+        return [
+            {
+                **text,
+                "references": torch.cat(
+                    [torch.empty(0, width), *(self.family.pack(one[None].float())[0] for one in own)]
+                ),
+                "reference_grids": torch.tensor([one.shape[-2:] for one in own]).reshape(-1, 2).long(),
+            }
+            for text, own in zip(texts, planes, strict=True)
+        ]
 
     def planes(self, samples: Sequence[Sample], bucket: Bucket) -> list[Tensor]:
         """The autoencoder's output for each sample: (C, h, w), or mean and log variance (2, C, h, w)."""
@@ -157,16 +209,35 @@ class Encoders:
         return torch.stack(drawn)
 
     @torch.no_grad()
-    def texts(self, captions: Sequence[str]) -> list[Conditioning]:
-        """The conditioning of each caption, encoded if it is not cached."""
+    def texts(
+        self, captions: Sequence[Prompt], references: Mapping[int, Sequence[np.ndarray]] | None = None
+    ) -> list[Conditioning]:
+        """The conditioning of each caption, encoded if it is not cached.
+
+        Args:
+            references: pixels of reference images by row; those that are missing are read.
+        """
         unique = list(dict.fromkeys(captions))
         found = dict(zip(unique, self.caches.texts.get(unique), strict=True))
-        missing = [caption for caption, text in found.items() if text is None]
+        for prompt, text in found.items():
+            if text is None and isinstance(prompt, Instruction):
+                pixels = (references or {}).get(prompt.row) or self._read(prompt.row)
+                found[prompt] = self.caches.texts.put(prompt, self.edit_text(prompt.caption, pixels))
+        missing = [prompt for prompt, text in found.items() if text is None and isinstance(prompt, str)]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             for caption, text in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
                 found[caption] = self.caches.texts.put(caption, self._on_cpu(text, caption))
         return [text for caption in captions if (text := found[caption]) is not None]
+
+    @torch.no_grad()
+    def edit_text(
+        self, caption: str, pixels: Sequence[np.ndarray], max_length: int | None = None
+    ) -> Conditioning:
+        """The conditioning of a caption about images (h, w, 3), without their latents."""
+        encoder: Any = self.text_encoder
+        text = encoder.encode_edit(caption, pixels, max_length or self.max_length)
+        return self._on_cpu(text, caption)
 
     def _on_cpu(self, text: Conditioning, caption: str) -> Conditioning:
         return {name: _finite(tensor.cpu(), caption, self._paths["text"]) for name, tensor in text.items()}
@@ -185,6 +256,16 @@ class Encoders:
             else self._on_cpu(self.text_encoder.encode([prompt], wanted)[0], prompt)
             for prompt, text in zip(prompts, whole, strict=True)
         ]
+
+    def edit_prompts(
+        self, prompts: Sequence[str], images: Sequence[np.ndarray], max_length: int | None = None
+    ) -> list[Conditioning]:
+        """`prompts` about the same reference images (h, w, 3)."""
+        planes = [
+            _finite(self.image_latents(pixels), "a preview", self._paths["latents"]) for pixels in images
+        ]
+        texts = [self.edit_text(prompt, images, max_length) for prompt in prompts]
+        return self.with_references(texts, [planes] * len(texts))
 
 
 def _finite(encoded: Tensor, subject: str, path: str) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import (
     ConditioningCache,
     EncodingCaches,
-    ImageInBucket,
     NoCache,
     PersistentCache,
 )
@@ -31,11 +30,13 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader, Skipped
 from flowloom.data.metadata import Row
 from flowloom.data.order import DEFAULT_BATCHING
+from flowloom.data.subjects import Encoded, Prompt, Reference, prompt_of
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
 from flowloom.models.device import choose_device, encoder_dtype
+from flowloom.models.family import family_for
 
 CAPTIONS_AT_A_TIME = 256
 NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -126,10 +127,10 @@ def _require_disk(config: RunConfig) -> None:
         raise ConfigError("the configuration", [Problem("cache", message)])
 
 
-class _Index(NoCache[ImageInBucket]):
+class _Index(NoCache[Encoded]):
     """The index of a cache: cached images are recognized without reading their latents."""
 
-    def __init__(self, cache: PersistentCache[ImageInBucket]):
+    def __init__(self, cache: PersistentCache[Encoded]):
         self.has = cache.knows
 
 
@@ -145,7 +146,7 @@ class _Filler:
     filled: Filled
     on_progress: OnProgress
 
-    def add_images(self, cache: PersistentCache[ImageInBucket]) -> None:
+    def add_images(self, cache: PersistentCache[Encoded]) -> None:
         """Encode the missing images until the cache is full."""
         loader = self._loader(cache)
         clock, total = _Clock(self.filled.seconds, cache.records), loader.num_batches(0)
@@ -153,6 +154,9 @@ class _Filler:
             clock.lap("reading images")
             missing = [sample for sample in batch.samples if sample.pixels is not None]
             self.encoders.planes(missing, batch.bucket)
+            for sample in batch.samples:
+                if sample.references:
+                    self.encoders.reference_planes(sample)
             clock.lap("VAE")
             self.filled.skipped += batch.skipped
             self.filled.images += len(missing)
@@ -175,10 +179,13 @@ class _Filler:
             self.filled.captions += len(captions)
         self._finish(records)
 
-    def _missing_captions(self, texts: ConditioningCache) -> Iterator[str]:
+    def _missing_captions(self, texts: ConditioningCache) -> Iterator[Prompt]:
         seen, total = set[bytes](), len(self.dataset.metadata)
         for row, caption in captions_shown(self.config, self.dataset):
-            key, _ = texts.on_disk[0].key_of(caption)
+            try:
+                key, _ = texts.on_disk[0].key_of(caption)
+            except ImageError:
+                continue  # a reference image is missing: the row was skipped with its image
             # Ranks share captions by their keys, so that no two encode the same one.
             if key in seen or key[0] % self.world_size != self.rank:
                 continue
@@ -191,7 +198,7 @@ class _Filler:
         records.seal()
         self.filled.full = records.full
 
-    def _loader(self, cache: PersistentCache[ImageInBucket]) -> Loader:
+    def _loader(self, cache: PersistentCache[Encoded]) -> Loader:
         config, data = self.config, self.config.dataloader
         return Loader(
             # Every row once, also those that are not in every epoch.
@@ -204,19 +211,21 @@ class _Filler:
             threads=max(1, data.num_workers * data.thread_per_worker),
             prefetch=max(2, data.prefetch_factor),
             latents=_Index(cache),
+            references=self.encoders.reader,
             images=ImageSource(config.storage),
         )
 
 
-def captions_shown(config: RunConfig, dataset: Dataset) -> Iterator[tuple[int, str]]:
+def captions_shown(config: RunConfig, dataset: Dataset) -> Iterator[tuple[int, Prompt]]:
     """All captions that the run may show, with the number of their row."""
     yield 0, ""
     rules, seed = caption_rules(config), config.training.master_seed
     for index in np.flatnonzero(dataset.row_buckets >= 0):
         row = dataset.metadata.row(int(index))
         held_out = bool(dataset.held_out[index])
-        for caption in [vary(row, 0, PLAIN, seed)] if held_out else sorted(captions_of(row, rules, seed)):
-            yield int(index), caption
+        captions = [vary(row, 0, PLAIN, seed)] if held_out else sorted(captions_of(row, rules, seed))
+        for caption in [*captions, ""] if row.references else captions:
+            yield int(index), prompt_of(row, caption)
 
 
 def stats(config: RunConfig) -> Stats:
@@ -253,15 +262,19 @@ def prune(configs: Sequence[RunConfig]) -> Pruned:
         message = f"these configurations name {len(folders)} caches; prune one at a time."
         raise ConfigError("the configurations", [Problem("cache.dir", message)])
     cache = open_cache(configs[0])
-    kept, unjudged = set[bytes](), ""
+    kept, unjudged, kinds = set[bytes](), "", set[str]()
     for config in configs:
-        try:
-            kept.update(_used_latents(config, cache))
-        except _Unjudged as error:
-            unjudged = str(error)
-        kept.update(_used_texts(config, cache))
-    kinds = {image_latents.KIND.name, video_latents.KIND.name} if unjudged else set[str]()
+        texts = family_for(config.model).conditioning.values()
+        for used, of_kinds in ((_used_latents, _LATENTS), (_used_texts, texts)):
+            try:
+                kept.update(used(config, cache))
+            except _Unjudged as error:
+                unjudged = str(error)
+                kinds.update(of_kinds)
     return Pruned(*cache.prune(kept.__contains__, kinds), unjudged)
+
+
+_LATENTS = (image_latents.KIND.name, video_latents.KIND.name)
 
 
 class _Unjudged(Exception):
@@ -286,15 +299,25 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     dataset, (latents, _) = _caches(config, cache)
     if not isinstance(latents, PersistentCache):
         return
-    for index in np.flatnonzero(dataset.row_buckets >= 0):
-        bucket: int = dataset.row_buckets[index]
-        try:
-            yield latents.key_of((int(index), dataset.buckets[bucket]))[0]
-        except (ImageError, SourceError) as error:
-            row = dataset.metadata.row(int(index))
-            if not _is_gone(row, dataset.source_of(row).folder, error):
-                place = f"{dataset.source_of(row).path}:{row.line}"
-                raise _Unjudged(f"{place}: {error}") from None
+    for index in np.flatnonzero(dataset.row_buckets >= 0).tolist():
+        yield from _keys(dataset, index, latents, (index, dataset.buckets[dataset.row_buckets[index]]))
+        for number in range(int(dataset.metadata.num_references[index])):
+            yield from _keys(dataset, index, latents, Reference(index, number))
+
+
+def _keys(dataset: Dataset, index: int, cache: PersistentCache[Any], subject: Hashable) -> Iterator[bytes]:
+    """The key of `subject`, which belongs to row `index`; none if its file is gone.
+
+    Raises:
+        _Unjudged: the file cannot be checked.
+    """
+    try:
+        yield cache.key_of(subject)[0]
+    except (ImageError, SourceError) as error:
+        row = dataset.metadata.row(index)
+        if not _is_gone(row, dataset.source_of(row).folder, error):
+            place = f"{dataset.source_of(row).path}:{row.line}"
+            raise _Unjudged(f"{place}: {error}") from None
 
 
 def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
@@ -309,8 +332,13 @@ def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
 
 
 def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
-    """Keys of the captions' states that `config` uses."""
+    """Keys of the captions' states that `config` uses.
+
+    Raises:
+        _Unjudged: a reference image cannot be checked.
+    """
     dataset, (_, texts) = _caches(config, cache)
     if texts.on_disk:
-        for _, caption in captions_shown(config, dataset):
-            yield from (each.key_of(caption)[0] for each in texts.on_disk)
+        for index, caption in captions_shown(config, dataset):
+            for each in texts.on_disk:
+                yield from _keys(dataset, index, each, caption)

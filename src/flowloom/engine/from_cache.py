@@ -11,9 +11,10 @@ import numpy as np
 
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.cache.encodings import ConditioningCache, ImageInBucket, PersistentCache
+from flowloom.data.cache.encodings import ConditioningCache, PersistentCache
 from flowloom.data.cache.setup import open_encoding_caches
 from flowloom.data.loader import Dataset
+from flowloom.data.subjects import Encoded, Prompt, Reference
 from flowloom.engine.fill_cache import captions_shown
 from flowloom.errors import FlowloomError, ImageError, SourceError
 from flowloom.models.device import choose_device, encoder_dtype
@@ -57,12 +58,14 @@ def _is_known(cache: PersistentCache[Any] | ConditioningCache, subject: Any) -> 
         return True
 
 
-def _images(dataset: Dataset) -> Iterator[ImageInBucket]:
+def _images(dataset: Dataset) -> Iterator[Encoded]:
     for row in np.flatnonzero(dataset.row_buckets != LEFT_OUT).tolist():
         yield row, dataset.buckets[dataset.row_buckets[row]]
+        for number in range(int(dataset.metadata.num_references[row])):
+            yield Reference(row, number)
 
 
-def _captions(config: RunConfig, dataset: Dataset) -> Iterator[str]:
+def _captions(config: RunConfig, dataset: Dataset) -> Iterator[Prompt]:
     return (caption for _, caption in captions_shown(config, dataset))
 
 

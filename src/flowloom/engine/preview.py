@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.config.run import InferenceSection, RunConfig
+from flowloom.data.images.decode import load_whole
+from flowloom.data.references import reference_sizes
 from flowloom.engine.clips import Generated, generated, save_generated
 from flowloom.engine.encode import Encoders
 from flowloom.engine.parallel.ranks import ALONE, Ranks
@@ -26,6 +28,9 @@ from flowloom.flow_matching.path import velocity_from_x0
 from flowloom.flow_matching.samplers import SAMPLERS, Model
 from flowloom.models.family import Conditioning, Grid, family_for, family_of
 from flowloom.run.directory import RunDir
+
+WHITE, MAX_MEGAPIXELS = (255, 255, 255), 1e3
+"""Of reference images: the background of transparent ones, and the largest size."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class SamplingParams:
     """Frames of a clip; 1: an image."""
     fps: float | None = None
     """Frame rate of a clip."""
+    references: tuple[str, ...] = ()
+    """Files of reference images that every prompt is about."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,17 @@ class SampleGenerator:
             grid = ((params.num_frames - 1) // clips.frames_per_latent + 1, *grid)
         tokens, width = math.prod(grid) // family.patch**2, codec.channels * family.patch**2
         noises = [torch.randn(tokens, width, generator=generator(seed, "picture")) for seed in seeds]
-        texts = self.encoders.prompts([*prompts, params.negative], params.max_tokens)
-        return torch.stack(noises), texts, grid
+        wanted = [*prompts, params.negative]
+        if params.references:
+            return torch.stack(noises), self._edit_texts(wanted, params), grid
+        return torch.stack(noises), self.encoders.prompts(wanted, params.max_tokens), grid
+
+    def _edit_texts(self, prompts: Sequence[str], params: SamplingParams) -> list[Conditioning]:
+        encoders = self.encoders
+        size_of = reference_sizes(encoders.family, encoders.reference_resolution)
+        assert size_of
+        images = [load_whole(Path(name), size_of, WHITE, MAX_MEGAPIXELS) for name in params.references]
+        return encoders.edit_prompts(prompts, images, params.max_tokens)
 
     def _velocities(
         self, texts: Sequence[Conditioning], grid: Grid, params: SamplingParams
@@ -142,6 +158,7 @@ def sampling_params(section: InferenceSection, config: RunConfig) -> SamplingPar
         max_tokens=section.t5_max_length,
         num_frames=num_frames,
         fps=fps,
+        references=tuple(section.reference_paths),
     )
 
 
@@ -182,7 +199,9 @@ def generate_previews(
     with averaged(state), sample_generator.encoders.borrowed():
         for section in sections:
             prompts = [*section.prompts]
-            if caption is not None and state.config.preview.batch_caption:
+            # A caption about a row's reference images means nothing without them.
+            is_edit = sample_generator.encoders.reader is not None
+            if caption is not None and state.config.preview.batch_caption and not is_edit:
                 prompts.append(caption)
             is_from_batch = [*[False] * len(section.prompts), True][: len(prompts)]
             params = sampling_params(section, state.config)

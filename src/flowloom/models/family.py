@@ -21,7 +21,9 @@ from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.header import read_header
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from flowloom.models.weights import Assign, Weights
@@ -32,7 +34,11 @@ DEFAULT = "chroma"
 """The family of FLOW's own key for the network, and of files that cannot be recognized."""
 
 Conditioning = Mapping[str, "Tensor"]
-"""Named tensors of one caption: `states` (T, C), and others that a family needs, such as `pooled` (C,)."""
+"""Named tensors of one caption: `states` (T, C), and others that a family needs, such as `pooled` (C,).
+
+With reference images also `references` (R, D), the packed latents of all of them in sequence, and
+`reference_grids` (N, 2), the height and width of the latents of each, as integers.
+"""
 Grid = tuple[int, ...]
 """Size of the latents without channels, before they are packed into tokens: (height, width) of an image,
 (frames, height, width) of a clip."""
@@ -144,6 +150,16 @@ class Conditioner(Protocol):
     ) -> list[dict[str, Tensor]]: ...
 
 
+class EditConditioner(Conditioner, Protocol):
+    """Captions with reference images to named tensors; frozen."""
+
+    def encode_edit(
+        self, caption: str, references: Sequence[NDArray[np.uint8]], max_length: int
+    ) -> dict[str, Tensor]:
+        """The tensors of a caption about images (h, w, 3)."""
+        ...
+
+
 class Activations(NamedTuple):
     """The activations that a block saves for its backward pass, for each token in multiples of the width."""
 
@@ -189,6 +205,9 @@ class FamilyDefaults:
     """Distilled guidance of previews and samples, in place of 0."""
     guidance_effect: str = ""
     """The effect of any other guidance, for a warning; empty: it is free to choose."""
+    reference_size: Callable[[int, int, int], tuple[int, int]] | None = None
+    """Width and height of a reference image as the network sees it, by its width, height and the resolution;
+    None: the network does not edit images."""
     keeps_norms: bool = False
     """Classifier-free guidance keeps the norm that each token of the velocity has without it."""
     idle_layers: tuple[str, ...] = ()

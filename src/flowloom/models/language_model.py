@@ -147,12 +147,12 @@ def load_text_model(
         raise WeightsError(message) from error
     with torch.device("meta"):
         model = cast("nn.Module", AutoModel.from_config(config))
-    _fill_tables(model)
+    fill_tables(model)
     assign_weights(model, weights, device, dtype)
     return model.to(device)
 
 
-def _fill_tables(model: Any) -> None:
+def fill_tables(model: Any) -> None:
     """Compute the buffers that no file has, such as rotary frequencies: the network was built empty."""
     stored = model.state_dict().keys()
     for place, module in model.named_modules():

@@ -103,6 +103,8 @@ class InferenceSection(Section):
     """Frames of a clip, 4n + 1 for Wan; 1: an image; null: as many as the longest training clips."""
     fps: Annotated[float, Field(gt=0, le=1000), ui(unit="frames/s")] | None = None
     """Frame rate of a clip; null: that of the training clips."""
+    reference_paths: list[str] = []
+    """Models that edit: files of the reference images that every prompt is about."""
 
 
 class DataloaderSection(Section):
@@ -143,6 +145,9 @@ class DataloaderSection(Section):
     """Folder with a mask image for each image."""
     unmasked_weight: Fraction = 0.0
     """Loss weight outside the mask; inside it is 1."""
+    reference_resolution: Pixels = 1024
+    """Models that edit: side of a square with as many pixels as a reference image has after resizing; its
+    shape is kept."""
 
 
 class ModelSection(Section):

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from flowloom.config.run import RunConfig
-from flowloom.data.buckets import Bucket
 from flowloom.data.cache.records.base import RecordKind, to_tensor
 from flowloom.data.cache.store import Cache
+from flowloom.data.subjects import Encoded, Prompt
 from flowloom.models.family import Conditioning, family_for, has_autoencoder
 
 S = TypeVar("S", bound=Hashable, contravariant=True)
-ImageInBucket = tuple[int, Bucket]
-"""A row, and the bucket that its image or clip is cropped to."""
 
 
 class EncodingCache(Protocol[S]):
@@ -168,26 +166,30 @@ class PersistentCache(Generic[S]):
 class ConditioningCache:
     """The named tensors of each caption, with one cache per name."""
 
-    def __init__(self, caches: Mapping[str, EncodingCache[str]]):
+    def __init__(self, caches: Mapping[str, EncodingCache[Prompt]]):
         self._caches = caches
         self.is_lasting = all(cache.is_lasting for cache in caches.values())
 
     @property
-    def on_disk(self) -> list[PersistentCache[str]]:
+    def on_disk(self) -> list[PersistentCache[Prompt]]:
         """The caches of all names if they are on disk; otherwise an empty list."""
         return [cache for cache in self._caches.values() if isinstance(cache, PersistentCache)]
 
-    def knows(self, caption: str) -> bool:
+    def has(self, caption: Prompt) -> bool:
+        """True if `get` will return every tensor of `caption`."""
+        return all(cache.has(caption) for cache in self._caches.values())
+
+    def knows(self, caption: Prompt) -> bool:
         """True if the cache on disk has every tensor of `caption`, by its index alone."""
         return all(cache.knows(caption) for cache in self.on_disk)
 
-    def get(self, captions: Sequence[str]) -> list[Conditioning | None]:
+    def get(self, captions: Sequence[Prompt]) -> list[Conditioning | None]:
         """The tensors of each caption; None if one is missing."""
         columns = [cache.get(captions) for cache in self._caches.values()]
         rows = (dict(zip(self._caches, row, strict=True)) for row in zip(*columns, strict=True))
         return [_if_complete(row) for row in rows]
 
-    def put(self, caption: str, tensors: Conditioning) -> Conditioning:
+    def put(self, caption: Prompt, tensors: Conditioning) -> Conditioning:
         """Cache every tensor of `caption`; returns them as `get` would."""
         return {name: cache.put(caption, tensors[name]) for name, cache in self._caches.items()}
 
@@ -205,7 +207,7 @@ def _if_complete(row: Mapping[str, Tensor | None]) -> Conditioning | None:
 class EncodingCaches(NamedTuple):
     """The caches of the two encoders."""
 
-    latents: EncodingCache[ImageInBucket]
+    latents: EncodingCache[Encoded]
     texts: ConditioningCache
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,6 +27,8 @@ from flowloom.errors import ImageError
 
 CROP_RULE = "cover, centre, Lanczos, sRGB; 1"
 """The rule of data/images/decode.py; its number is incremented when the pixels change."""
+REFERENCE_RULE = "whole, Lanczos, sRGB; 1"
+"""The rule of reference images, likewise."""
 DIGESTS = "files-*.digests"
 _LINE = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "V16"), ("check", "<u8")])
 _CHUNK = 2**20
@@ -78,9 +80,13 @@ def latents_key(kind: str, content: bytes, crop: Crop, by: EncodedBy) -> bytes:
     return digest(kind, content, *pixels, by.weights, by.dtype, by.stored_as, by.form)
 
 
-def caption_key(kind: str, caption: str, by: EncodedBy) -> bytes:
-    """The key of a caption's states; `caption` is the text after dropping, shuffling and lower-casing."""
-    return digest(kind, caption, by.weights, by.dtype, by.stored_as, by.form)
+def caption_key(kind: str, caption: str, by: EncodedBy, references: Sequence[bytes] = ()) -> bytes:
+    """The key of a caption's states; `caption` is the text after dropping, shuffling and lower-casing.
+
+    Args:
+        references: digests of the images that are encoded with it, and of how they are resized.
+    """
+    return digest(kind, caption, by.weights, by.dtype, by.stored_as, by.form, *references)
 
 
 class Contents:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import (
     ConditioningCache,
     EncodingCaches,
-    ImageInBucket,
     PersistentCache,
     caches_without_disk,
 )
 from flowloom.data.cache.keys import (
     JUST_WRITTEN_NS,
+    REFERENCE_RULE,
     Contents,
     Crop,
     EncodedBy,
@@ -38,6 +39,7 @@ from flowloom.data.captions import CaptionRules, captions_of
 from flowloom.data.dataset import Dataset
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.metadata import Row
+from flowloom.data.subjects import Encoded, Instruction, Prompt, Reference, file_of
 from flowloom.data.video.decode import CLIP_RULE
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
@@ -114,8 +116,9 @@ def open_encoding_caches(
     cache = cache or open_cache(config, images.on_state if images else None)
     latents, texts = caches_without_disk(config)
     stored = _STORED[config.cache.dtype]
+    files = _Files(config, dataset, cache, images or ImageSource(config.storage))
     if config.cache.latents == "disk" and has_autoencoder(family_for(config.model)):
-        keys = _ImageKeys(config, dataset, cache, dtype, images or ImageSource(config.storage))
+        keys = _ImageKeys(config, files, cache, dtype)
         latents = PersistentCache(cache, keys.kind, keys, stored)
     if config.cache.text == "disk":
         # Captions that are shuffled differently in each epoch do not recur.
@@ -124,34 +127,51 @@ def open_encoding_caches(
         kinds = {name: record_kinds()[kind] for name, kind in family_for(config.model).conditioning.items()}
         texts = ConditioningCache(
             {
-                name: PersistentCache(cache, kind, partial(_caption_key, kind, by), stored, adds)
+                name: PersistentCache(cache, kind, partial(_caption_key, kind, by, files), stored, adds)
                 for name, kind in kinds.items()
             }
         )
     return EncodingCaches(latents, texts)
 
 
-class _ImageKeys:
-    """Key and sample of a row's image or clip in a bucket."""
+class _Files:
+    """Digests of the images that belong to a dataset's rows."""
 
-    def __init__(
-        self, config: RunConfig, dataset: Dataset, cache: Cache, dtype: torch.dtype, images: ImageSource
-    ):
+    def __init__(self, config: RunConfig, dataset: Dataset, cache: Cache, images: ImageSource):
+        self.dataset = dataset
+        self.contents = Contents(
+            lambda row: dataset.source_of(row).folder, cache.store.spool, images, is_black=dataset.dummy_image
+        )
+        side = config.dataloader.reference_resolution
+        self.reference_crop = Crop((side, side), dataset.background, REFERENCE_RULE)
+
+    def reference(self, row: int, number: int) -> bytes:
+        """Of a reference image."""
+        return self.contents.of(file_of(self.dataset.metadata.row(row), number))
+
+
+class _ImageKeys:
+    """Key and sample of a row's image or clip in a bucket, or of a reference image."""
+
+    def __init__(self, config: RunConfig, files: _Files, cache: Cache, dtype: torch.dtype):
+        dataset = files.dataset
         self.kind = video_latents.KIND if dataset.clips else image_latents.KIND
+        self._files = files
         self._metadata = dataset.metadata
         self._clips = dataset.clips
         self._background = dataset.background
-        self._contents = Contents(
-            lambda row: dataset.source_of(row).folder, cache.store.spool, images, is_black=dataset.dummy_image
-        )
         weights = EncoderFiles(cache.store.spool).digest([Path(config.model.vae_path)])
         form = "mean and log-variance" if config.cache.sampling == "draw" else "mean"
         self._by = EncodedBy(weights, str(dtype), _stored_name(config, dtype), form)
 
-    def __call__(self, image: ImageInBucket) -> tuple[bytes, bytes]:
+    def __call__(self, image: Encoded) -> tuple[bytes, bytes]:
+        if isinstance(image, Reference):
+            content = self._files.reference(*image)
+            by = replace(self._by, form="mean")
+            return latents_key(self.kind.name, content, self._files.reference_crop, by), content
         index, bucket = image
         row = self._metadata.row(index)
-        content = self._contents.of(row)
+        content = self._files.contents.of(row)
         crop = Crop(bucket.size, self._background)
         if self._clips and row.is_clip:
             clip = (bucket.num_frames, repr(self._clips.fps), repr(row.start_s), CLIP_RULE)
@@ -165,8 +185,12 @@ def _text_encoder(config: RunConfig, cache: Cache, dtype: torch.dtype) -> Encode
     return EncodedBy(weights, str(dtype), _stored_name(config, dtype), settings)
 
 
-def _caption_key(kind: RecordKind, by: EncodedBy, caption: str) -> tuple[bytes, bytes]:
-    return caption_key(kind.name, caption, by), digest(caption)
+def _caption_key(kind: RecordKind, by: EncodedBy, files: _Files, prompt: Prompt) -> tuple[bytes, bytes]:
+    if not isinstance(prompt, Instruction):
+        return caption_key(kind.name, prompt, by), digest(prompt)
+    references = [files.reference(prompt.row, number) for number in range(prompt.num_references)]
+    references.append(digest(repr(files.reference_crop)))
+    return caption_key(kind.name, prompt.caption, by, references), digest(prompt.caption, *references)
 
 
 def _stored_name(config: RunConfig, dtype: torch.dtype) -> str:

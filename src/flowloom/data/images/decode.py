@@ -21,7 +21,7 @@ from flowloom.data.images.colour import flat, to_eight_bits, to_srgb
 from flowloom.data.images.headers import Header, image_size, read_header
 from flowloom.errors import ImageError
 
-__all__ = ["NeedMore", "image_size", "load_alpha", "load_image"]
+__all__ = ["NeedMore", "image_size", "load_alpha", "load_image", "load_whole"]
 
 DRAFT_MARGIN = 1.25
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the bucket's size."""
@@ -78,6 +78,28 @@ def load_image(
     return to_srgb(_fit(opaque, stored, size), opaque.mode, opaque.info.get("icc_profile"))
 
 
+def load_whole(
+    source: bytes | Path,
+    size_of: Callable[[int, int], tuple[int, int]],
+    background: tuple[int, int, int],
+    max_megapixels: float,
+) -> NDArray[np.uint8]:
+    """Pixels (h, w, 3) of all of `source`, scaled to `size_of(width, height)`; else as `load_image`.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    data = _content(source)
+    header = read_header(data)
+    size = size_of(*_turned((header.width, header.height), header.orientation))
+    stored = _decode(data, size, max_megapixels)
+    opaque = flat(to_eight_bits(stored.image), background)
+    box = (0, 0, *stored.extent)
+    fitted = np.asarray(opaque.resize(_turned(size, stored.orientation), Image.Resampling.LANCZOS, box))
+    upright = np.ascontiguousarray(TURNS[stored.orientation](fitted))
+    return to_srgb(upright, opaque.mode, opaque.info.get("icc_profile"))
+
+
 def load_alpha(source: bytes | Path, size: tuple[int, int], max_megapixels: float) -> NDArray[np.uint8]:
     """The opacity (h, w) of `source`, 255 for opaque, cropped like `load_image`.
 
@@ -104,10 +126,7 @@ class _Stored:
 
 def _decode(source: bytes | Path, size: tuple[int, int], max_megapixels: float) -> _Stored:
     """The first frame, of at least `size` unless it is smaller."""
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise ImageError(f"not readable: {error}") from error
+    data = _content(source)
     header = read_header(data)
     _check_megapixels(header.width, header.height, max_megapixels)
     try:
@@ -117,6 +136,13 @@ def _decode(source: bytes | Path, size: tuple[int, int], max_megapixels: float) 
         return _decode_by_pillow(data, header, size, max_megapixels)
     except BROKEN as error:
         raise ImageError(f"not readable as an image: {error or type(error).__name__}") from error
+
+
+def _content(source: bytes | Path) -> bytes:
+    try:
+        return source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(f"not readable: {error}") from error
 
 
 def _decode_by_pillow(data: bytes, header: Header, size: tuple[int, int], max_megapixels: float) -> _Stored:

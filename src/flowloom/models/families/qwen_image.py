@@ -28,6 +28,7 @@ from flowloom.models.family import (
     ModelSettings,
     OpenEncoder,
 )
+from flowloom.models.reference_sizes import with_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +138,7 @@ class QwenImageFamily(DiffusersFamily):
         text_length=1024,
         idle_layers=(f"{BLOCKS}.{{}}.attn.to_add_out", f"{BLOCKS}.{{}}.txt_mlp"),
         keeps_norms=True,
+        reference_size=with_pixels,
     )
 
     def sizes(self, path: Path) -> QwenImageSizes:
@@ -210,6 +212,32 @@ class QwenImageFamily(DiffusersFamily):
         grid: Grid,
         guidance: Tensor | None = None,  # noqa: ARG002 -- the network has none
     ) -> Tensor:
+        import torch
+
+        # The network has one layout of images for a batch: samples whose references differ run in turn.
+        layouts: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for i, text in enumerate(texts):
+            layouts.setdefault(_sizes_of_references(text), []).append(i)
+        if len(layouts) == 1:
+            return self._predict(network, x, noise_level, texts, [grid, *next(iter(layouts))])
+        velocity = torch.empty_like(x)
+        parts = [
+            self._predict(network, x[chosen], noise_level[chosen], [texts[i] for i in chosen], [grid, *sizes])
+            for sizes, chosen in layouts.items()
+        ]
+        order = torch.tensor([i for chosen in layouts.values() for i in chosen], device=x.device)
+        return velocity.index_copy(0, order, torch.cat(parts))
+
+    def _predict(
+        self,
+        network: Any,
+        x: Tensor,
+        noise_level: Tensor,
+        texts: Sequence[Conditioning],
+        grids: Sequence[Grid],
+    ) -> Tensor:
+        """`predict` of samples with the same layout: `grids` of the image and of its references."""
+        import torch
         from torch.nn.utils.rnn import pad_sequence
 
         states = [text["states"].to(x.dtype) for text in texts]
@@ -220,15 +248,18 @@ class QwenImageFamily(DiffusersFamily):
             if len({len(each) for each in states}) > 1
             else None
         )
-        height, width = grid
+        tokens = x
+        if len(grids) > 1:
+            references = torch.stack([text["references"].to(x.dtype) for text in texts])
+            tokens = torch.cat((x, references), dim=1)
         return network(
-            hidden_states=x,
+            hidden_states=tokens,
             encoder_hidden_states=padded,
             encoder_hidden_states_mask=is_token,
             timestep=noise_level,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+            img_shapes=[[(1, height // 2, width // 2) for height, width in grids]] * len(x),
             return_dict=False,
-        )[0]
+        )[0][:, : x.shape[1]]
 
     def schedule(self, network: Any, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
         """Shifted by the number of tokens, then stretched to end at `LAST_LEVEL` before 0."""
@@ -248,6 +279,11 @@ class QwenImageFamily(DiffusersFamily):
             attention=4 * tokens**2 * size * sizes.num_layers,
             ends=2 * size * (2 * sizes.in_channels * image_tokens + sizes.text_width * text_tokens),
         )
+
+
+def _sizes_of_references(text: Conditioning) -> tuple[tuple[int, int], ...]:
+    grids = text.get("reference_grids")
+    return () if grids is None else tuple((height, width) for height, width in grids.tolist())
 
 
 FAMILY = QwenImageFamily()
