@@ -14,8 +14,9 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_whole
 from flowloom.data.metadata import Row
 from flowloom.data.subjects import file_of
-from flowloom.errors import ConfigError, DataError, Problem
+from flowloom.errors import ConfigError, DataError, ImageError, Problem
 from flowloom.models.family import ModelFamily, family_for
+from flowloom.storage.base import shown
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,15 @@ class ReferenceReader:
         if data.dummy_image:
             width, height = self.size_of(row.width, row.height)
             return (np.zeros((height, width, 3), np.uint8),) * len(row.references)
-        folder = data.source_of(row).folder
-        contents = [self.images.get(file_of(row, number), folder) for number in range(len(row.references))]
-        limits = data.background, data.max_megapixels
-        return tuple(load_whole(content, self.size_of, *limits) for content in contents)
+        return tuple(self._pixels(file_of(row, number)) for number in range(len(row.references)))
+
+    def _pixels(self, image: Row) -> NDArray[np.uint8]:
+        data = self.dataset
+        try:
+            content = self.images.get(image, data.source_of(image).folder)
+            return load_whole(content, self.size_of, data.background, data.max_megapixels)
+        except ImageError as error:
+            raise ImageError(f"reference {shown(image.filename)}: {error}") from error
 
 
 def reference_reader(config: RunConfig, dataset: Dataset, images: ImageSource) -> ReferenceReader | None:

@@ -299,8 +299,9 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     dataset, (latents, _) = _caches(config, cache)
     if not isinstance(latents, PersistentCache):
         return
-    for index in np.flatnonzero(dataset.row_buckets >= 0).tolist():
-        yield from _keys(dataset, index, latents, (index, dataset.buckets[dataset.row_buckets[index]]))
+    for index in map(int, np.flatnonzero(dataset.row_buckets >= 0)):
+        bucket: int = dataset.row_buckets[index]
+        yield from _keys(dataset, index, latents, (index, dataset.buckets[bucket]))
         for number in range(int(dataset.metadata.num_references[index])):
             yield from _keys(dataset, index, latents, Reference(index, number))
 

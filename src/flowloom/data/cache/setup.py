@@ -41,12 +41,12 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.metadata import Row
 from flowloom.data.subjects import Encoded, Instruction, Prompt, Reference, file_of
 from flowloom.data.video.decode import CLIP_RULE
-from flowloom.errors import WeightsError
+from flowloom.errors import ImageError, WeightsError
 from flowloom.files import replacing
 from flowloom.models.family import family_for, has_autoencoder
 from flowloom.models.header import GGUF, INDEX, PICKLED, SAFE
 from flowloom.models.weight_files import shard_names
-from flowloom.storage.base import OnState, StorageSection
+from flowloom.storage.base import OnState, StorageSection, shown
 from flowloom.storage.open import open_source
 
 ENCODERS = "encoders.json"
@@ -147,7 +147,11 @@ class _Files:
 
     def reference(self, row: int, number: int) -> bytes:
         """Of a reference image."""
-        return self.contents.of(file_of(self.dataset.metadata.row(row), number))
+        image = file_of(self.dataset.metadata.row(row), number)
+        try:
+            return self.contents.of(image)
+        except ImageError as error:
+            raise ImageError(f"reference {shown(image.filename)}: {error}") from error.__cause__
 
 
 class _ImageKeys:

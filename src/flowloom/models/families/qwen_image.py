@@ -283,7 +283,8 @@ class QwenImageFamily(DiffusersFamily):
 
 def _sizes_of_references(text: Conditioning) -> tuple[tuple[int, int], ...]:
     grids = text.get("reference_grids")
-    return () if grids is None else tuple((height, width) for height, width in grids.tolist())
+    sizes: list[list[int]] = [] if grids is None else grids.tolist()
+    return tuple((height, width) for height, width in sizes)
 
 
 FAMILY = QwenImageFamily()
