@@ -18,11 +18,12 @@ from PIL import Image
 
 from flowloom.config.model_files import check_files
 from flowloom.config.run import RunConfig
-from flowloom.data.cache.encodings import ImageInBucket, NoCache
+from flowloom.data.cache.encodings import NoCache
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DatasetSource, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
 from flowloom.data.metadata import JoinedMetadata, read_metadata
+from flowloom.data.subjects import ImageInBucket
 from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from flowloom.config.run import RunConfig
-from flowloom.data.cache.encodings import ImageInBucket, NoCache
+from flowloom.data.cache.encodings import NoCache
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import Dataset, Loader
+from flowloom.data.subjects import ImageInBucket
 from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.local import find_image
