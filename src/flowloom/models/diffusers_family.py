@@ -37,6 +37,8 @@ class DiffusersFamily:
     """Attributes of a block that hold its feed-forward parts."""
     in_float32 = re.compile("(?!)")
     """Names of weights that stay in float32, as diffusers' from_pretrained keeps them; none by default."""
+    has_causal_vae = False
+    """The autoencoder is that of Wan 2.1."""
     factor, patch = 8, 2
 
     def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002
@@ -170,7 +172,11 @@ class DiffusersFamily:
                 part.forward = partial(_run, block, part.forward)
 
     def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Codec:
-        """FLUX's autoencoder of 16 channels, which several families use."""
+        """FLUX's autoencoder of 16 channels, which several families use, or Wan 2.1's."""
+        if self.has_causal_vae:
+            from flowloom.models.causal_autoencoder import load_causal_autoencoder
+
+            return load_causal_autoencoder(Path(model.vae_path), device, dtype)
         from flowloom.models.autoencoder import load_autoencoder
 
         return load_autoencoder(Path(model.vae_path), device, dtype)
@@ -183,6 +189,10 @@ class DiffusersFamily:
             return codec.model
 
         return {"model.vae_path": open_codec}
+
+    def text_length(self, num_tokens: int, max_length: int) -> int:
+        """See ModelFamily: texts without padding."""
+        return min(num_tokens, max_length)
 
     def pack(self, latents: Tensor) -> Tensor:
         """See ModelFamily."""

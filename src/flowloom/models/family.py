@@ -21,9 +21,7 @@ from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.header import read_header
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from flowloom.models.weights import Assign, Weights
@@ -148,16 +146,6 @@ class Conditioner(Protocol):
     def encode(
         self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
     ) -> list[dict[str, Tensor]]: ...
-
-
-class EditConditioner(Conditioner, Protocol):
-    """Captions with reference images to named tensors; frozen."""
-
-    def encode_edit(
-        self, caption: str, references: Sequence[NDArray[np.uint8]], max_length: int
-    ) -> dict[str, Tensor]:
-        """The tensors of a caption about images (h, w, 3)."""
-        ...
 
 
 class Activations(NamedTuple):

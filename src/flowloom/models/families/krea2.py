@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from flowloom.models.causal_autoencoder import CausalAutoencoder
     from flowloom.models.krea2_text import Krea2Conditioner
     from flowloom.models.weights import Weights
 
@@ -143,6 +142,7 @@ class Krea2Family(DiffusersFamily):
 
     name, title = "krea2", "Krea 2"
     network_types = frozenset({"Krea2Transformer2DModel"})
+    has_causal_vae = True
     block_lists = (BLOCKS,)
     feed_forwards = ("ff",)
     in_float32 = re.compile(r"norm(|1|2|_q|_k)\.weight$")
@@ -217,11 +217,6 @@ class Krea2Family(DiffusersFamily):
         }
         return found.reshaped(tables)
 
-    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> CausalAutoencoder:
-        from flowloom.models.causal_autoencoder import load_causal_autoencoder
-
-        return load_causal_autoencoder(Path(model.vae_path), device, dtype)
-
     def load_conditioner(
         self, model: ModelSettings, device: torch.device, dtype: torch.dtype
     ) -> Krea2Conditioner:
@@ -237,9 +232,6 @@ class Krea2Family(DiffusersFamily):
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
         files = [Path(model.text_encoder_path), Path(model.text_tokenizer_path)]
         return files, f"{model.max_text_tokens} tokens, tapped layers"
-
-    def text_length(self, num_tokens: int, max_length: int) -> int:
-        return min(num_tokens, max_length)
 
     def predict(
         self,

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from flowloom.models.causal_autoencoder import CausalAutoencoder
     from flowloom.models.qwen_text import QwenConditioner
     from flowloom.models.weights import Weights
 
@@ -104,6 +103,7 @@ class QwenImageFamily(DiffusersFamily):
 
     name, title = "qwen-image", "Qwen-Image"
     network_types = frozenset({"QwenImageTransformer2DModel"})
+    has_causal_vae = True
     block_lists = (BLOCKS,)
     feed_forwards = ("img_mlp", "txt_mlp")
     architectures = {"qwen-image": Architecture("network", "Qwen-Image", "Qwen-Image")}
@@ -173,16 +173,15 @@ class QwenImageFamily(DiffusersFamily):
         kept.metadata[_ZERO_CONDITION] = "true"
         return kept
 
+    def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
+        files = [Path(model.text_encoder_path), Path(model.text_tokenizer_path)]
+        return files, f"{model.max_text_tokens} tokens"
+
     def tables(self, network: Any) -> dict[str, nn.Module]:
         table: Any = network.pos_embed.__class__
         return {
             "pos_embed": table(theta=10_000, axes_dim=list(network.config.axes_dims_rope), scale_rope=True)
         }
-
-    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> CausalAutoencoder:
-        from flowloom.models.causal_autoencoder import load_causal_autoencoder
-
-        return load_causal_autoencoder(Path(model.vae_path), device, dtype)
 
     def load_conditioner(
         self, model: ModelSettings, device: torch.device, dtype: torch.dtype
@@ -195,13 +194,6 @@ class QwenImageFamily(DiffusersFamily):
         from flowloom.models.qwen_text import open_qwen
 
         return super().encoders(model) | {"model.text_encoder_path": partial(open_qwen, model)}
-
-    def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
-        files = [Path(model.text_encoder_path), Path(model.text_tokenizer_path)]
-        return files, f"{model.max_text_tokens} tokens"
-
-    def text_length(self, num_tokens: int, max_length: int) -> int:
-        return min(num_tokens, max_length)
 
     def predict(
         self,
