@@ -177,6 +177,11 @@ class QwenImageFamily(DiffusersFamily):
         files = [Path(model.text_encoder_path), Path(model.text_tokenizer_path)]
         return files, f"{model.max_text_tokens} tokens"
 
+    def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
+        from flowloom.models.qwen_text import open_qwen
+
+        return super().encoders(model) | {"model.text_encoder_path": partial(open_qwen, model)}
+
     def tables(self, network: Any) -> dict[str, nn.Module]:
         table: Any = network.pos_embed.__class__
         return {
@@ -189,11 +194,6 @@ class QwenImageFamily(DiffusersFamily):
         from flowloom.models.qwen_text import load_qwen_conditioner
 
         return load_qwen_conditioner(model, device, dtype)
-
-    def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
-        from flowloom.models.qwen_text import open_qwen
-
-        return super().encoders(model) | {"model.text_encoder_path": partial(open_qwen, model)}
 
     def predict(
         self,
