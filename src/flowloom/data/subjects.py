@@ -1,4 +1,4 @@
-"""What is encoded and cached: images of rows, their reference images, and captions; torch is not imported."""
+"""Subjects of the encoders and their caches: images of rows, reference images, captions; no torch."""
 
 from __future__ import annotations
 

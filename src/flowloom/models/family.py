@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
+from flowloom.models.costs import Activations, Flops
 from flowloom.models.header import read_header
 
 if TYPE_CHECKING:
@@ -85,32 +86,6 @@ class ModelFile:
     """Kinds of weights that fit, see models/architectures.py; empty for files without weights."""
 
 
-class Flops(NamedTuple):
-    """Operations of one sample's forward pass, by part."""
-
-    linear: int
-    attention: int
-    ends: int
-    """The projections into and out of the network."""
-    frozen: int = 0
-    """Parts that are never trained and get no gradient."""
-
-    @property
-    def forward(self) -> int:
-        """One forward pass."""
-        return self.linear + self.attention + self.ends + self.frozen
-
-    @property
-    def full_training(self) -> int:
-        """Forward, and backward to activations and weights: three times the forward pass."""
-        return 3 * (self.linear + self.attention + self.ends) + self.frozen
-
-    @property
-    def adapter_training(self) -> int:
-        """`full_training` without gradients of frozen weights. The adapter itself, below 1%, is left out."""
-        return 2 * self.linear + 3 * self.attention + 2 * self.ends + self.frozen
-
-
 class Sizes(Protocol):
     """Sizes of a network, read from names and shapes; families add others."""
 
@@ -146,21 +121,6 @@ class Conditioner(Protocol):
     def encode(
         self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
     ) -> list[dict[str, Tensor]]: ...
-
-
-class Activations(NamedTuple):
-    """The activations that a block saves for its backward pass, for each token in multiples of the width."""
-
-    kept: float
-    """Of a block that recomputes nothing; one that recomputes completely keeps its input."""
-    without_ffn: float
-    """Of a block that recomputes its feed-forward part."""
-    ffn_cost: float
-    """Share of a forward pass that is computed again where every block recomputes its feed-forward part."""
-    block_cost: float
-    """Share of a forward pass that is computed again where every block recomputes."""
-    ends: float = 0.0
-    """Of the parts of the network that are not blocks."""
 
 
 class ClipDefaults(NamedTuple):

@@ -37,6 +37,7 @@ EDIT_TEMPLATE = _CHAT.format(
     "explain how the user's text instruction should alter or modify the image. Generate a new image that "
     "meets the user's requirements while maintaining consistency with the original input where appropriate."
 )
+EDIT_IMAGE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 DROPPED, EDIT_DROPPED = 34, 64
 """Tokens of the templates before the caption, whose states are left out."""
 IMAGE_TOKEN = "<|image_pad|>"
@@ -111,8 +112,7 @@ class QwenConditioner:
         grids, token = seen["image_grid_thw"], self._whole.config.image_token_id
         counts = [int(grid.prod()) // 4 for grid in grids]  # a token is 2 x 2 patches
         images = (
-            f"Picture {number}: <|vision_start|>{IMAGE_TOKEN * count}<|vision_end|>"
-            for number, count in enumerate(counts, start=1)
+            EDIT_IMAGE.format(number, IMAGE_TOKEN * count) for number, count in enumerate(counts, start=1)
         )
         (row,) = self.model.rows([EDIT_TEMPLATE.format("".join(images) + caption)])
         ids = torch.tensor([row[: EDIT_DROPPED + sum(counts) + max_length]]).to(self.model.device)
