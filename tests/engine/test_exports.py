@@ -275,3 +275,14 @@ def test_a_merge_into_another_model_is_refused(files: dict[str, Path], tmp_path:
         (problem,) = ALL["merge"].check(config)
         assert problem.where == "base_path"
         assert said in problem.text
+
+
+def test_an_adapter_of_another_size_is_not_exported(dora_run: RunDir, tmp_path: Path, capsys) -> None:
+    base = tmp_path / "narrow.safetensors"
+    wide = read(Path(dora_run.read_config().model.chroma_path))
+    save_weights(base, wide | {"single_blocks.0.linear2.weight": torch.zeros(8, 8)}, {})
+    out = tmp_path / "out.safetensors"
+    arguments = ["export", str(dora_run.path), "--format", "kohya", "--base", str(base), "-o", str(out)]
+    assert main(arguments) == 2
+    assert "1 layers of other sizes" in capsys.readouterr().err
+    assert not out.exists()

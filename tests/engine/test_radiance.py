@@ -46,7 +46,17 @@ PARAMS = RadianceParams(768, 128, 64, 4.0, 2, 2, 2, (4, 14, 14), 10_000, True, 6
 LORA = {"rank": 2, "alpha": 4}
 ROTATION = {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
 METHODS: dict[str, dict[str, Any]] = {
-    "full": {"memory": {"streamed_blocks": 2}, "optimizer": {"device": "cpu"}},
+    "full": {
+        "memory": {"streamed_blocks": 2},
+        "optimizer": {"device": "cpu"},
+        "inference": {
+            "inference_every": 2,
+            "steps": 2,
+            "prompts": ["red"],
+            "image_dim": [64, 32],
+            "cfg": 2.0,
+        },
+    },
     "rotation": {"training": ROTATION},
     "keywords": {
         "training": {"trained_layer_keywords": ["nerf_blocks.1."]},

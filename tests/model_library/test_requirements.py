@@ -87,7 +87,7 @@ def test_a_file_that_a_cache_replaces_is_not_missing(models_dir: Path):
         ("vae_path", "sdxl_vae", "a VAE of SD 1.5 or SDXL"),
         ("vae_path", "Chroma1-HD", "is Chroma: FLUX's VAE of 16 channels, ae.safetensors goes here"),
         ("chroma_path", "flux", "FLUX.1 schnell: Chroma's network goes here"),
-        ("chroma_path", "radiance", "works on pixels"),
+        ("chroma_path", "radiance", "Chroma's network goes here. Name it in model.path instead."),
         ("t5_path", "clip_l", "CLIP L"),
         ("t5_path", "ae", "is a VAE of 16 channels, as FLUX has it: T5 XXL's encoder goes here"),
         ("vae_path", "t5xxl", "is T5 XXL: FLUX's VAE of 16 channels, ae.safetensors goes here"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -16,10 +16,13 @@ from flowloom.errors import RunError, WeightsError
 from flowloom.model_library.requirements import unfit_adapter, unfit_base
 from flowloom.models.adapters.dora import BaseWeight
 from flowloom.models.adapters.formats import Form, adapter_content, adapter_metadata
+from flowloom.models.adapters.fused import layers_of
 from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import read_adapter
 from flowloom.models.adapters.verify import Verified, rules_for, verify
 from flowloom.models.family import ModelFamily, detect, family_for
+from flowloom.models.header import PICKLED
+from flowloom.models.weight_files import some_names
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import versions
 from flowloom.run.model_source import config_around
@@ -65,10 +68,29 @@ def export_adapter(
     )
     said = adapter_metadata(meta, config, dataset, versions())
     rules, weight_of = rules_for(form, meta), _weight_of(base) if base else None
+    if base:
+        _check_sizes(base, path, state, meta)
     tensors, said = adapter_content(form, state, meta, said, weight_of)
     verified = verify(rules, tensors, state, meta, weight_of)
     save_weights(out_path, tensors, said)
     return Exported(meta["notes"], verified)
+
+
+def _check_sizes(base: Path, adapter: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise WeightsError if `base` has other sizes than the layers of the adapter; it may be gone by now."""
+    if not base.exists() or base.suffix in PICKLED:  # a pickle has no header to read
+        return
+    shapes = detect(base).open_weights(base).shapes
+    wrong = [
+        name
+        for name, layer in layers_of(state, meta).items()
+        if shapes.get(f"{name}.weight", layer.shape) != layer.shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{adapter} has {len(wrong)} layers of other sizes than {base} has ({some_names(wrong, 1)}): no "
+            "program can load it on that base. Name the base that it was trained on."
+        )
 
 
 def _base_of(source: Path) -> Path | None:

@@ -88,9 +88,17 @@ def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
     family, seen = _family(model), _seen(model)
     files = weight_files(family, model)
     problems = [
-        Problem(f"model.{key}", reason) for key, one in seen.items() if (reason := _unfit(files[key], one))
+        Problem(f"model.{key}", reason + _elsewhere(key, files[key], one))
+        for key, one in seen.items()
+        if (reason := _unfit(files[key], one))
     ]
     return problems or list(_at_odds(family, seen))
+
+
+def _elsewhere(key: str, file: ModelFile, found: FoundModel) -> str:
+    """A hint for the network of another family in the key of one family's."""
+    is_network = file.role == "network" and key != "path"
+    return " Name it in model.path instead." if is_network and found.kind == "network" else ""
 
 
 def _family(model: Mapping[str, Any]) -> ModelFamily:
