@@ -1,7 +1,15 @@
 /** A run's results, compared and used; and images in a bucket. */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { copyFileSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
@@ -259,6 +267,73 @@ test("home lists training runs; a missing dataset shows a message and nothing el
   await page.getByText("Dataset not found").waitFor();
   assert.equal(await page.getByLabel("Files to upload").count(), 0);
   assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-muted").count(), 0);
+});
+
+const MAKE_CLIP = `
+import sys
+from pathlib import Path
+import numpy as np
+from flowloom.engine.clips import Clip, save_generated
+frames = np.zeros((5, 64, 96, 3), np.uint8)
+frames[...] = np.arange(5)[:, None, None, None] * 50
+save_generated(Clip(frames, 10.0), Path(sys.argv[1]), "00", "png", "webm")
+`;
+
+test("a generated clip shows its poster, plays, and is stepped frame by frame", async () => {
+  const folder = join(studio.home, "runs", "first", "samples", "step_00000009");
+  mkdirSync(folder);
+  execFileSync(process.env.FLOWLOOM_PYTHON ?? "python3", ["-c", MAKE_CLIP, folder], {
+    env: { ...process.env, PYTHONPATH: `${ROOT}/src` },
+  });
+  const record = {
+    file: "00.webm",
+    poster: "00.poster.png",
+    prompt: "grey",
+    seed: 1,
+    num_frames: 5,
+    fps: 10,
+  };
+  writeFileSync(join(folder, "samples.json"), JSON.stringify([record]));
+  const page = await open("/runs/?id=first");
+  const cell = page.getByRole("button", { name: "grey, step 9" });
+  await cell.locator("img").waitFor();
+  await cell.click();
+  const video = page.getByRole("dialog").locator("video");
+  await video.waitFor();
+  const at = () =>
+    video.evaluate((player: HTMLVideoElement) => ({
+      isReady: player.readyState >= 2 && !player.seeking,
+      size: [player.videoWidth, player.videoHeight],
+      duration: player.duration,
+      frame: Math.floor(player.currentTime * 10),
+    }));
+  await until(async () => (await at()).isReady);
+  assert.deepEqual((await at()).size, [96, 64]);
+  assert.ok(Math.abs((await at()).duration - 0.5) < 0.11);
+  await video.evaluate((player: HTMLVideoElement) => {
+    player.pause();
+    player.currentTime = 0;
+  });
+  await until(async () => (await at()).frame === 0);
+  for (const frame of [1, 2]) {
+    await page.getByRole("button", { name: "Next frame" }).click();
+    await until(async () => (await at()).isReady && (await at()).frame === frame);
+  }
+  // The brightness of what is shown is that of the frame.
+  const shown = await video.evaluate((player: HTMLVideoElement) => {
+    const canvas = document.createElement("canvas");
+    const context = canvas.getContext("2d") as CanvasRenderingContext2D;
+    context.drawImage(player, 0, 0);
+    return context.getImageData(4, 4, 1, 1).data[0] as number;
+  });
+  assert.ok(Math.abs(shown - 100) < 12, `${shown}`);
+  const part = await page.request.get(`${studio.url}/api/runs/first/samples/step_00000009/00.webm`, {
+    headers: { range: "bytes=0-9" },
+  });
+  assert.equal(part.status(), 206);
+  assert.equal(part.headers()["content-type"], "video/webm");
+  assert.equal((await part.body()).length, 10);
+  await page.close();
 });
 
 test("a bucket is tested, created and browsed", async (context) => {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from flowloom.config.run import ModelSection
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.clips import Clip
 from flowloom.engine.export import export_adapter
+from flowloom.engine.fill_cache import fill
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.families.wan import FAMILY
@@ -28,6 +31,7 @@ from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_by_flags
+from tests.engine.processes import run_ranks, start_engine
 from tests.families import wan
 from tests.families.wan import CPU, PROMPTS, Tiny
 
@@ -84,9 +88,24 @@ def losses(run_dir: RunDir) -> list[float]:
     return [event["loss"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
 
 
+def by_step(run_dir: RunDir) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in read_events(run_dir.events_jsonl) if "loss" in event}
+
+
+def tensors(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in open_weights(file).items()}
+
+
 def test_a_resumed_run_and_a_cached_run_equal_an_uninterrupted_one(
-    make_run: Callable[..., RunDir], sections: dict[str, Any], tmp_path: Path
+    tiny: Tiny, make_run: Callable[..., RunDir], sections: dict[str, Any], tmp_path: Path
 ):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny.section.path, folder)
+    section = resolve_paths(ModelSection(path=str(folder)), Path())
+    sections["model"] = section.model_dump() | {"chroma_path": ""}
     data = {"uncond_percentage": 0.0, "tag_drop_percentage": 0.0, "shuffle_tags": False}
     sections["dataloader"] |= data
     make = partial(make_run, **sections, lora=LORA)
@@ -99,16 +118,14 @@ def test_a_resumed_run_and_a_cached_run_equal_an_uninterrupted_one(
         run_engine(run_dir)
     assert losses(whole) == losses(parts) == losses(filled)
     assert len(losses(whole)) == 3
-    checkpoints = [run_dir.latest_checkpoint() for run_dir in (whole, parts, filled)]
-    expected, *others = [
-        open_weights(next(path.glob("adapter*.safetensors"))) for path in checkpoints if path
-    ]
-    for found in others:
+    expected = tensors(whole)
+    for run_dir in (parts, filled):
+        found = tensors(run_dir)
         assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     # The cache replaces the encoders.
-    folder = tmp_path / "pipeline"
-    shutil.copytree(sections["model"]["path"], folder)
-    cached = make("cached", cache=cache, limits={"max_steps": 3})
+    for part in ("vae", "text_encoder"):
+        shutil.rmtree(folder / part)
+    cached = make("cached", cache=cache)
     run_engine(cached)
     assert losses(cached) == losses(whole)
 
@@ -180,6 +197,74 @@ def test_each_of_two_networks_is_trained_at_its_own_noise_levels(
     two.pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"), load_into_transformer_2=is_low)
     adapted = [name for name, _ in theirs.named_parameters() if "lora_A" in name]
     assert len(adapted) == 2 * 10
+
+
+@pytest.mark.slow
+def test_a_cached_killed_and_resumed_run_on_two_ranks_equals_one_and_loads_in_diffusers(
+    tiny: Tiny, sections: dict[str, Any], make_run: Callable[..., RunDir], tmp_path: Path
+):
+    """Cache, train, preview, kill, resume, export: the whole way of a user, in separate processes."""
+    sections["dataloader"] |= {"uncond_percentage": 0.0, "shuffle_tags": False}
+    sections["training"] |= {"save_every": 2}
+    sections |= {
+        "limits": {"max_steps": 6},
+        "lora": LORA,
+        "inference": {"inference_every": 6, "steps": 1, "prompts": ["one"], "image_dim": [48, 32]},
+        "preview": {"batch_caption": False, "clip_format": "webm"},
+    }
+    cache = {"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache"), "dtype": "fp32"}
+    plain, killed = make_run("plain", **sections), make_run("killed", **sections, cache=cache)
+    ranks = make_run("ranks", **sections, cache=cache, memory={"streamed_blocks": 1})
+    run_engine(plain)
+    assert fill(killed.read_config()).images == 5
+    process = start_engine(killed)
+    while not killed.latest_checkpoint():
+        assert process.poll() is None, process.output()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (0, -signal.SIGKILL)
+    assert start_engine(killed).wait() == 0
+    assert run_ranks(ranks, 2) == 0
+    for run_dir, tolerance in ((killed, 0), (ranks, 1e-4)):
+        assert by_step(run_dir) == pytest.approx(by_step(plain), rel=tolerance)
+        (folder,) = run_dir.path.glob("samples/step_*")
+        assert sorted(path.name for path in folder.iterdir()) == ["00.poster.png", "00.webm", "samples.json"]
+    export_adapter(killed.path, "diffusers", tmp_path / "lora.safetensors")
+    theirs: Any = WanPipeline.from_pretrained(tiny.section.path)
+    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    assert len([name for name, _ in theirs.transformer.named_parameters() if "lora_A" in name]) == 2 * 10
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {
+        "training": {"lr": 1e-3},
+        "optimizer": {"kind": "adamw", "device": "cpu"},
+        "memory": {"streamed_blocks": 1},
+    },
+    "dora": {"lora": LORA, "method": {"kind": "dora"}, "memory": {"streamed_blocks": 1}},
+    "lokr-8bit": {"lora": LORA | {"base_model_quant_level": "8bit"}, "method": {"kind": "lokr"}},
+    "bf16": {"lora": LORA | {"target_layers": ["self_attn.q"]}, "parallel": {"dtype": "bf16"}},
+    "rotation": {"training": {"change_layer_every": 1, "trained_double_blocks": 1}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bit_for_bit(
+    make_run: Callable[..., RunDir], sections: dict[str, Any], method: str
+):
+    given = METHODS[method]
+    sections["training"] |= given.get("training", {})
+    make = partial(make_run, **{**given, **sections})
+    whole, parts = make("whole"), make("parts")
+    run_engine(whole)
+    for end in (1, 3):
+        change_by_flags(parts, [("limits.max_steps", str(end))])
+        run_engine(parts)
+    assert losses(whole) == losses(parts)
+    assert len(losses(whole)) == 3
+    expected, found = (tensors(run_dir) for run_dir in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from flowloom.engine.clips import Clip, save_generated
 from tests.server.conftest import Studio
 
 
@@ -68,3 +71,23 @@ def test_checkpoints_of_different_steps_are_downloaded_under_different_names(one
         f'attachment; filename="fox-{step}-adapter.safetensors"'
         for step in ("step_00000100", "step_00000200")
     ]
+
+
+def test_a_clip_is_listed_once_read_by_ranges_and_shown_by_its_poster(one_studio: Studio):
+    folder = a_run(one_studio, "clips") / "samples" / "step_00000100"
+    folder.mkdir(parents=True)
+    frames = np.zeros((5, 64, 96, 3), np.uint8)
+    files = save_generated(Clip(frames, 16.0), folder, "00", "webp", "mp4")
+    record = {"prompt": "a fox", "num_frames": 5, "fps": 16.0}
+    (folder / "samples.json").write_text(json.dumps([files | record]))
+    (sample,) = one_studio.get("/api/runs/clips/samples")["samples"]
+    assert (sample["file"], sample["media"]) == ("step_00000100/00.mp4", "video")
+    assert sample["settings"] == {"num_frames": 5, "fps": 16.0}
+    whole = one_studio.http.get(sample["url"])
+    assert (whole.status_code, whole.headers["content-type"]) == (200, "video/mp4")
+    part = one_studio.http.get(sample["url"], headers={"range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+    poster = one_studio.http.get(f"{sample['url']}?size=128")
+    assert poster.headers["content-type"] == "image/webp"
+    (folder / "00.poster.webp").unlink()
+    assert one_studio.http.get(f"{sample['url']}?size=128").status_code == 404

@@ -6,6 +6,7 @@ import { Dialog } from "@/components/ui/dialog";
 import type { Sample } from "@/lib/api/client";
 import { count } from "@/lib/format";
 import { nearest, promptAt, type SampleGrid, type SampleRow } from "@/lib/sample-grid";
+import { SampleMedia } from "./sample-media";
 
 interface Cell {
   row: number;
@@ -39,8 +40,8 @@ function RunsSideBySide({ rows, step }: { rows: SampleRow[]; step: number }) {
               <span className="figure font-normal text-muted-foreground">step {count(sample?.step)}</span>
             </span>
             {sample && (
-              <img
-                src={sample.url}
+              <SampleMedia
+                sample={sample}
                 alt={`${sample.prompt ?? row.prompt}, by ${row.run}`}
                 className="w-full rounded bg-muted object-contain"
               />
@@ -114,7 +115,7 @@ function useArrowKeys(grid: SampleGrid, cell: Cell, onMove: (cell: Cell) => void
   }, [grid, cell, onMove]);
 }
 
-/** The image, with the first one of its prompt over its left part up to `cut` percent. */
+/** The image or clip, with the first one of its prompt over its left part up to `cut` percent. */
 function Canvas({
   sample,
   prompt,
@@ -134,8 +135,8 @@ function Canvas({
       className={cx("relative place-items-center overflow-hidden rounded bg-muted", !isHidden && "grid")}
     >
       {sample ? (
-        <img
-          src={sample.url}
+        <SampleMedia
+          sample={sample}
           alt={prompt}
           className="h-[56dvh] w-full object-contain [image-rendering:auto]"
         />
@@ -181,7 +182,7 @@ export function Lightbox({ grid, cell, onMove, onClose }: Props) {
         sample={sample}
         prompt={prompt}
         first={
-          isBeforeShown && first
+          isBeforeShown && first && sample?.media !== "video"
             ? { url: first.url, alt: `${first.prompt ?? row?.prompt}, step ${firstStep}` }
             : null
         }
@@ -215,7 +216,7 @@ export function Lightbox({ grid, cell, onMove, onClose }: Props) {
               size="small"
               aria-pressed={isBeforeShown}
               onClick={() => setBeforeShown(!isBeforeShown)}
-              disabled={!first || isComparingRuns}
+              disabled={!first || isComparingRuns || sample?.media === "video"}
             >
               {isBeforeShown ? "Only this step" : "Before and after"}
             </Button>

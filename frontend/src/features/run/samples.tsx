@@ -9,6 +9,7 @@ import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
 import { gridOf, mergeGrids, promptAt, type SampleGrid } from "@/lib/sample-grid";
 import { Lightbox } from "./lightbox";
+import { ClipMark } from "./sample-media";
 
 const SIZES = [
   { value: 96, label: "S" },
@@ -73,7 +74,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                   {sample ? (
                     <button
                       type="button"
-                      className="block size-full cursor-zoom-in overflow-hidden rounded border bg-muted"
+                      className="relative block size-full cursor-zoom-in overflow-hidden rounded border bg-muted"
                       onClick={() => onOpen({ row: index, column: item.index })}
                       aria-label={[row.run, promptAt(row, step), `step ${step}`].filter(Boolean).join(", ")}
                       title={promptAt(row, step)}
@@ -87,6 +88,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                         height={size}
                         className="size-full object-contain"
                       />
+                      <ClipMark sample={sample} />
                     </button>
                   ) : (
                     <div className="weave size-full rounded opacity-40" />
