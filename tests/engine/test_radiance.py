@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowloom.cli.main import main
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.config.unused_keys import idle_keys
@@ -30,6 +31,7 @@ from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
 from flowloom.errors import WeightsError
 from flowloom.model_library.requirements import unfit_for
+from flowloom.model_library.scan import look
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.families.radiance import FAMILY
 from flowloom.models.family import detect, family_for
@@ -225,6 +227,19 @@ def test_exports_are_verified_as_comfyui_reads_them(make_run: Callable[..., RunD
     network = FAMILY.load_network(path, CPU, torch.float32)
     assert len(load_onto(network, out).layers) == num_layers
     assert export_adapter(run_dir.path, "kohya", tmp_path / "kohya.safetensors").verified.num_layers == 23
+    found = look(out).adapter
+    assert found
+    assert found.base == "radiance"
+    whole = tmp_path / "merged.safetensors"
+    assert main(["export", str(run_dir.path), "--format", "merged", "-o", str(whole)]) == 0
+    merged = open_weights(whole)
+    assert all(torch.allclose(merged[name], loaded[name], atol=1e-5) for name in merged)
+    images = tmp_path / "images"
+    sampled = ["--prompt", "red bar", "-o", str(images), "--size", "48x32", "--steps", "2"]
+    assert main(["sample", str(run_dir.path), *sampled]) == 0
+    (image,) = images.glob("*.png")
+    with Image.open(image) as opened:
+        assert opened.size == (48, 32)
     with pytest.raises(WeightsError, match="no adapters in the format diffusers"):
         export_adapter(run_dir.path, "diffusers", tmp_path / "diffusers.safetensors")
 

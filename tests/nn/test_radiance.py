@@ -80,6 +80,15 @@ def test_output_and_all_gradients_equal_the_published_codes(network, inputs) -> 
         assert float((gradients[name] * other).sum()) == pytest.approx(product, abs=3e-5 * norm), name
 
 
+def test_masked_text_is_the_same_as_no_text_there(network, inputs) -> None:
+    image, text, level, _, ids = inputs
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    with torch.no_grad():
+        masked = network(pack(image, 16), level, text, ids, mask)
+        short = network(pack(image[1:], 16), level[1:], text[1:, :3], ids)
+    torch.testing.assert_close(masked[1:], short, rtol=0, atol=2e-5)
+
+
 def test_the_approximator_gets_no_gradient(network, inputs) -> None:
     image, text, level, _, ids = inputs
     network(pack(image, 16), level, text, ids).sum().backward()

@@ -39,7 +39,7 @@ COMFYUI = Program(
     dora_divides_by="base",
 )
 KOHYA = Program(
-    "sd-scripts (kohya) and LyCORIS",
+    "sd-scripts (kohya)",
     {
         "lora_down.weight": "lora_A.weight",
         "lora_up.weight": "lora_B.weight",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flowloom.models.adapters import flux_keys
+from flowloom.models.adapters.key_rules import COMFYUI, KOHYA, KeyRules
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.families.chroma import (
@@ -44,8 +45,11 @@ NAMES = LoraNames(
     title="Chroma Radiance",
     spec="radiance",
     implementation="https://huggingface.co/lodestones/Chroma1-Radiance",
-    # diffusers has no such network.
-    readers={form: flux_keys.CHROMA[form] for form in ("comfy", "kohya")},
+    # Neither diffusers nor sd-scripts has such a network; LyCORIS reads kohya's names onto any.
+    readers={
+        "comfy": KeyRules(COMFYUI, "diffusion_model."),
+        "kohya": KeyRules(replace(KOHYA, title="LyCORIS"), "lora_unet_", is_flat=True),
+    },
 )
 
 
