@@ -72,6 +72,8 @@ def _build(arguments: list[str]) -> int:
     add("--caption-column", default="", metavar="NAME", help="column of tables; default: the usual names")
     add("--filename-column", default="", metavar="NAME", help="column of tables; default: the usual names")
     add("--image-column", default="", metavar="NAME", help="column of tables with images inside")
+    add("--references", type=Path, action="append", default=[], metavar="DIR", help="folder with images of "
+        "the same names that these were edited from; repeatable")  # fmt: skip
     add("--no-videos", action="store_true", help="read images only")
     add("--scenes", action="store_true", help="cut videos into clips at scene changes")
     add("--clip-seconds", type=_seconds, metavar="S", help="cut videos, or their scenes, every S seconds")
@@ -116,6 +118,7 @@ def _build(arguments: list[str]) -> int:
         caption_column=args.caption_column,
         image_column=args.image_column,
         split=args.split,
+        reference_dirs=tuple(args.references),
         with_videos=not args.no_videos,
         with_scenes=args.scenes,
         clip_s=args.clip_seconds,

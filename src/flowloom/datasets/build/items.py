@@ -201,6 +201,8 @@ class Item:
     size: tuple[int, int] | None = None
     """(width, height) as recorded; used if the image cannot be read."""
     repeats: int = 1
+    references: tuple[str, ...] = ()
+    """Files of the images that it was edited from, named like `filename`."""
 
 
 @dataclass(frozen=True, slots=True)

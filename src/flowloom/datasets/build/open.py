@@ -16,6 +16,7 @@ from flowloom.datasets.build.readers.kohya_toml import open_kohya_toml
 from flowloom.datasets.build.readers.listing import open_listing
 from flowloom.datasets.build.readers.table import TABLES, open_table
 from flowloom.datasets.build.readers.webdataset import open_webdataset
+from flowloom.datasets.build.reference_files import with_references
 from flowloom.datasets.build.stores import ObjectStore, open_store
 from flowloom.errors import DataError
 
@@ -28,9 +29,10 @@ def open_dataset(source: str, options: BuildOptions) -> OpenedSource:
         AmbiguousSource: the user has to choose its format.
     """
     if options.kind != "auto":
-        return _opened(options.kind, source, options)
+        return with_references(_opened(options.kind, source, options), options.reference_dirs)
     detected = detect(source, options).checked()
-    return with_remarks(_opened(detected.kind, detected.source, options), detected)
+    opened = with_remarks(_opened(detected.kind, detected.source, options), detected)
+    return with_references(opened, options.reference_dirs)
 
 
 def _opened(kind: Kind, source: str, options: BuildOptions) -> OpenedSource:

@@ -33,6 +33,8 @@ class BuildOptions:
     """Caption of images without one; None: they are reported, not written."""
     each_line: bool = False
     """Each line of a text file is a separate caption; they alternate over the epochs."""
+    reference_dirs: tuple[Path, ...] = ()
+    """Folders with the images that images of the same name were edited from, in order."""
     is_tag_based: bool | None = None
     """None: as recorded, or detected for each caption."""
     loss_weight: float = 1.0

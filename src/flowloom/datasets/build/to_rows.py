@@ -103,6 +103,8 @@ class RowMaker:
             "is_url_based": item.is_url_based,
             "loss_weight": next(weight for weight in weights if weight is not None),
         }
+        if item.references:
+            fields["references"] = list(item.references)
         repeats = item.repeats if self.options.with_repeats else 1
         return [Row(_ordered(fields | part), repeats) for part in parts]
 

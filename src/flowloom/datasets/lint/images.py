@@ -16,6 +16,7 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_image
 from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
+from flowloom.data.subjects import file_of
 from flowloom.datasets.lint.near_duplicates import SIDE, Fingerprint, fingerprint
 from flowloom.errors import ImageError
 from flowloom.storage.base import StorageSection
@@ -78,7 +79,18 @@ class ImageChecker:
             size = displayed_size(source)
         except ImageError as error:
             return ImageCheck(damaged=str(error))
-        return ImageCheck(size, hashlib.blake2b(source, digest_size=16).digest(), fingerprint(pixels))
+        digest = hashlib.blake2b(source, digest_size=16).digest()
+        return ImageCheck(size, digest, fingerprint(pixels), missing=self._unread_reference(row))
+
+    def _unread_reference(self, row: Row) -> str:
+        """The reason why a reference image of `row` cannot be read; empty if all can."""
+        for number, name in enumerate(row.references):
+            try:
+                content = self.source(file_of(row, number))
+                load_image(content, (SIDE, SIDE), self.dataset.background, self.dataset.max_megapixels)
+            except ImageError as error:
+                return f"reference {name}: {error}"
+        return ""
 
     def check_all(self, threads: int, progress: Callable[[int], None]) -> Iterator[ImageCheck]:
         """Check the image of every row, in order."""

@@ -7,12 +7,14 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import orjson
 
-from flowloom.data.row_checks import BadRow, parse
+from flowloom.data.row_checks import BadRow, parse, references_of
+from flowloom.data.row_checks import Unusable as UnusableRow
 from flowloom.datasets.build.items import (
     PLAIN,
     Item,
@@ -54,6 +56,7 @@ WIDTH_KEYS, HEIGHT_KEYS = (
 )
 REMOTE = ("http://", "https://", "s3://", "gs://", "az://")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+_CONTROL = re.compile(r"control_path(_\d+)?")
 _EXTRA = "\0extra"
 """Key under which the csv module puts surplus cells; no header can equal it."""
 
@@ -206,7 +209,22 @@ def item_of(where: str, fields: Fields, root: Path, options: BuildOptions) -> It
         raise DataError(f"{shown(name)}: {image}")
     filename = image.relative_to(root).as_posix()
     content = local_file(image)
-    return Item(where, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
+    item = Item(where, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
+    return replace(item, references=tuple(_references(fields, root)))
+
+
+def _references(fields: Fields, root: Path) -> Iterator[str]:
+    """The reference images of a row: `references`, or musubi-tuner's `control_path` and `control_path_0`."""
+    try:
+        names = [*references_of(fields)]
+    except UnusableRow as error:
+        raise DataError(str(error)) from error
+    names += [str(fields[key]) for key in sorted(fields) if _CONTROL.fullmatch(key) and fields[key]]
+    for name in names:
+        image = find_listed_image(root, name)
+        if isinstance(image, str):
+            raise DataError(f"reference {shown(name)}: {image}")
+        yield image.relative_to(root).as_posix()
 
 
 def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | None, tuple[str, ...]]:
