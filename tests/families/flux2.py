@@ -51,7 +51,7 @@ MISTRAL_TEMPLATE = (
 )
 
 
-def make_tokenizer(template: str, side: str) -> Qwen2Tokenizer:
+def make_tokenizer(template: str, side: str) -> Any:
     """A tokenizer of bytes."""
     pieces = [*bytes_to_unicode().values(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -85,8 +85,9 @@ def make_autoencoder() -> AutoencoderKLFlux2:
         norm_num_groups=4,
         sample_size=64,
     )
-    vae.bn.running_mean.uniform_(-0.2, 0.2)
-    vae.bn.running_var.uniform_(0.2, 1.5)
+    statistics: Any = vae.bn
+    statistics.running_mean.uniform_(-0.2, 0.2)
+    statistics.running_var.uniform_(0.2, 1.5)
     return vae
 
 
@@ -125,7 +126,7 @@ class TinyFlux2:
 
     def __init__(self, *, is_dev: bool):
         self.is_dev, self.max_length = is_dev, 224 if is_dev else 56
-        self.model = {"t5_max_length": self.max_length}
+        self.model: dict[str, Any] = {"t5_max_length": self.max_length}
         self.guidance = 2.5 if is_dev else 1.0
 
     def make(self, t5_path: Path, folder: Path) -> Any:

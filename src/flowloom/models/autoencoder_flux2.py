@@ -87,7 +87,7 @@ def load_flux2_autoencoder(path: Path, device: torch.device, dtype: torch.dtype)
     except KeyError as error:
         raise WeightsError(f"{path}: no {error.args[0]} in it: not FLUX.2's autoencoder.") from error
     # Of the batch norm only its statistics are used, and these are kept in float32.
-    model.bn = torch.nn.Identity()
+    model.set_submodule("bn", torch.nn.Identity())
     weights = weights.gathered({name: (name,) for name in weights if not name.startswith("bn.")})
     assign_weights(model, weights, device, dtype)
     mean, variance = (each.to(device) for each in statistics)

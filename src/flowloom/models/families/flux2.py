@@ -256,7 +256,8 @@ class Flux2Family(DiffusersFamily):
         return latents.flatten(2).transpose(1, 2)
 
     def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return tokens.transpose(1, 2).unflatten(2, grid)
+        batch, _, channels = tokens.shape
+        return tokens.transpose(1, 2).reshape(batch, channels, *grid)
 
     def predict(
         self,
