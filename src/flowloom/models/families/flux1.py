@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowloom.models.text_encoder import TextEncoder
-    from flowloom.models.weights import Weights
+    from flowloom.models.weights import Assign, Weights
 
 TRAINING_GUIDANCE = 1.0
 """Guidance of dev during training, as in diffusers' and kohya's trainers."""
@@ -183,6 +183,15 @@ class Flux1Family(DiffusersFamily):
 
     def in_diffusers_names(self, weights: Weights) -> Weights:
         return _in_diffusers_names(weights) if "img_in.weight" in weights else weights
+
+    def load_network(
+        self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
+    ) -> nn.Module:
+        from flowloom.models.flux_attention import rotate_as_complex
+
+        network = super().load_network(path, device, dtype, assign)
+        rotate_as_complex(network)
+        return network
 
     def let_recompute_ffn(self, block: Any) -> None:
         if hasattr(block, "proj_mlp"):

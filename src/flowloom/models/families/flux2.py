@@ -236,7 +236,7 @@ class Flux2Family(DiffusersFamily):
     def load_network(
         self, path: Path, device: torch.device, dtype: torch.dtype, assign: Assign | None = None
     ) -> nn.Module:
-        from flowloom.models.flux2_blocks import rotate_as_complex
+        from flowloom.models.flux_attention import rotate_as_complex
 
         network = super().load_network(path, device, dtype, assign)
         rotate_as_complex(network)

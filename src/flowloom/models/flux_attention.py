@@ -1,4 +1,4 @@
-"""Attention of diffusers' FLUX.2 blocks, with rotations as complex numbers and a part that may be recomputed.
+"""Attention of diffusers' FLUX.1 and FLUX.2 blocks, with rotations as complex numbers.
 
 diffusers turns queries and keys by four passes over memory each; the results here are the same.
 """
@@ -18,14 +18,14 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Rotations(nn.Module):
-    """Takes the place of Flux2PosEmbed, for the processors below."""
+    """Takes the place of FluxPosEmbed and Flux2PosEmbed, for the processors below."""
 
     def __init__(self, inner: Any):
         super().__init__()
         self.theta, self.axes_dim = inner.theta, inner.axes_dim
 
     def forward(self, ids: Tensor) -> Rotation:
-        """The rotation of tokens at `ids` (S, 4)."""
+        """The rotation of tokens at `ids` (S, axes)."""
         table = rotation_table(ids, self.axes_dim, self.theta)
         return table, table.new_empty(len(table), 0)
 
@@ -36,11 +36,12 @@ def rotate_as_complex(network: Any) -> None:
     for block in network.transformer_blocks:
         block.attn.set_processor(JointAttention())
     for block in network.single_transformer_blocks:
-        block.attn.set_processor(ParallelAttention(block))
+        is_parallel = hasattr(block.attn, "to_qkv_mlp_proj")
+        block.attn.set_processor(ParallelAttention(block) if is_parallel else SelfAttention())
 
 
 class JointAttention:
-    """Flux2AttnProcessor: text and image attend together, the text first."""
+    """FluxAttnProcessor and Flux2AttnProcessor of double blocks: text and image attend together, text first."""
 
     def __call__(
         self,
@@ -73,6 +74,23 @@ def _normed(qkv: Any, norm_q: Any, norm_k: Any, head_dim: int) -> tuple[Tensor, 
     """Queries, keys and values (B, H, S, d)."""
     q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in qkv)
     return norm_q(q).transpose(1, 2), norm_k(k).transpose(1, 2), v.transpose(1, 2)
+
+
+class SelfAttention:
+    """FluxAttnProcessor of single blocks, whose output has no product of its weights yet."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,  # noqa: ARG002 -- text is part of the tokens
+        attention_mask: None = None,
+        image_rotary_emb: Rotation | None = None,
+    ) -> Tensor:
+        """The tokens (B, S, E) after the attention."""
+        assert image_rotary_emb
+        q, k, v = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), "")
+        return attention(q, k, v, image_rotary_emb[0], attention_mask)
 
 
 class ParallelAttention:
