@@ -41,7 +41,7 @@ def rotate_as_complex(network: Any) -> None:
 
 
 class JointAttention:
-    """FluxAttnProcessor and Flux2AttnProcessor of double blocks: text and image attend together, text first."""
+    """FluxAttnProcessor and Flux2AttnProcessor of double blocks: text and image together, the text first."""
 
     def __call__(
         self,
