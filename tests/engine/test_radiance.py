@@ -219,7 +219,7 @@ def test_exports_are_verified_as_comfyui_reads_them(make_run: Callable[..., RunD
     out = tmp_path / "comfy.safetensors"
     exported = export_adapter(run_dir.path, "comfy", out)
     num_layers = 2 * 8 + 2 * 2 + 2 + 1
-    assert exported.verified.line == f"{num_layers} layers, as ComfyUI reads them"
+    assert exported.verified.line == f"{num_layers} layers, by the key rules of ComfyUI"
     base = {name: tensor.float() for name, tensor in open_weights(path).items()}
     loaded = loaded_as_comfyui_does(out, base)
     changed = [name for name in base if not torch.equal(loaded[name], base[name])]

@@ -37,7 +37,7 @@ class Verified(NamedTuple):
     @property
     def line(self) -> str:
         """The result for the user."""
-        return f"{self.num_layers} layers, as {self.program} reads them"
+        return f"{self.num_layers} layers, by the key rules of {self.program}"
 
 
 def rules_for(form: str, meta: Mapping[str, Any]) -> KeyRules:
