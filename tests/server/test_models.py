@@ -126,6 +126,7 @@ def test_a_complete_configuration_has_no_missing_files(
     one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]
 ):
     assert one_studio.post("/api/models/missing", {"config": tiny_config()}) == {
+        "encoders": ["model.vae_path", "model.t5_path"],
         "missing": [],
         "download": None,
     }

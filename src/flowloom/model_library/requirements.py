@@ -118,6 +118,11 @@ def weight_files(family: ModelFamily, model: Mapping[str, Any]) -> dict[str, Mod
     return {"path" if model.get("path") else network: files[network]} | {key: files[key] for key in others}
 
 
+def encoder_keys(model: ModelSection) -> list[str]:
+    """Keys of the encoders' weights that the network of `model` needs."""
+    return [file.key for file in family_for(model).files if file.architectures and file.role != "network"]
+
+
 def unfit_base(path: Path) -> str | None:
     """The reason why the file at `path` is not the network of any family; None if it is, or is unknown."""
     return _unfit(detect(path).files[0], look(path))

@@ -17,11 +17,12 @@ import { BaseModelCards } from "./base-model-cards";
 import { DatasetSelect } from "./dataset-select";
 import { FLOW_NETWORK } from "./network-keys";
 
-/** Files that a base model needs; CLIP only some of them. */
+/** Files that base models need, each family some of them. */
 const PARTS = [
   { name: "VAE", key: "vae_path" },
   { name: "T5", key: "t5_path" },
-  { name: "CLIP", key: "clip_path", isOptional: true },
+  { name: "CLIP", key: "clip_path" },
+  { name: "LLM", key: "text_encoder_path" },
 ];
 
 function BaseModel() {
@@ -44,8 +45,7 @@ function BaseModel() {
     for (const need of available) set(need.path.split("."), need.local_paths[0] ?? "");
   };
   const parts = PARTS.map((part) => ({ ...part, path: String(at(whole, ["model", part.key]) ?? "") })).filter(
-    ({ key, path, isOptional }) =>
-      !isOptional || path || data?.missing.some((need) => need.path === `model.${key}`),
+    ({ key, path }) => (data ? data.encoders.includes(`model.${key}`) : path),
   );
   const names = new Intl.ListFormat("en").format(parts.map((part) => part.name));
   return (
@@ -68,7 +68,7 @@ function BaseModel() {
         <p className="text-xs text-muted-foreground">
           {missing.length > 0
             ? `Missing: ${missing.map((need) => need.offer.title).join(", ")}.`
-            : `The paths of ${names} are not set.`}
+            : names && `The paths of ${names} are not set.`}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">

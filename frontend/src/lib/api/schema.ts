@@ -3614,6 +3614,14 @@ export interface components {
         MissingFiles: {
             /** @description All of them; null if none is missing. */
             download: components["schemas"]["DownloadRequest"] | null;
+            /**
+             * Encoders
+             * @description Keys of the encoders' weights that its network needs.
+             * @example [
+             *       "model.t5_path"
+             *     ]
+             */
+            encoders: string[];
             /** Missing */
             missing: components["schemas"]["MissingFile"][];
         };

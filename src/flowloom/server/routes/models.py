@@ -16,7 +16,7 @@ from flowloom.model_library.adapters import AdapterFacts
 from flowloom.model_library.catalog import OFFERS
 from flowloom.model_library.hashes import Mark, known_hashes, mark_of
 from flowloom.model_library.offer import Offer
-from flowloom.model_library.requirements import missing
+from flowloom.model_library.requirements import encoder_keys, missing
 from flowloom.model_library.scan import LISTED, SAFE, ModelFile, find, look
 from flowloom.models.architectures import Kind
 from flowloom.models.header import read_header
@@ -162,6 +162,9 @@ class MissingFile(BaseModel):
 class MissingFiles(BaseModel):
     """The files that a configuration is missing."""
 
+    encoders: list[str] = Field(
+        description="Keys of the encoders' weights that its network needs.", examples=[["model.t5_path"]]
+    )
     missing: list[MissingFile]
     download: DownloadRequest | None = Field(description="All of them; null if none is missing.")
 
@@ -265,9 +268,11 @@ def list_missing(body: ConfigRequest, studio: StudioDep) -> MissingFiles:
     folders = [
         folder for name, folder in studio.roots.folders.items() if name not in _NO_MODELS and folder.is_dir()
     ]
-    needs = missing(_section(section), folders, _cached(body.config))
+    model = _section(section)
+    needs = missing(model, folders, _cached(body.config))
     offers = list({need.offer.id: need.offer for need in needs}.values())
     return MissingFiles(
+        encoders=[f"model.{key}" for key in encoder_keys(model)],
         missing=[
             MissingFile(
                 path=need.path,
