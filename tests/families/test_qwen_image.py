@@ -25,7 +25,7 @@ from flowloom.models.weights import save_weights
 from tests.families.qwen_image import make_parts
 
 CPU = torch.device("cpu")
-IDLE = ("attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+IDLE = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,14 @@ def test_layers_that_nothing_reads_are_not_trained(saved: tuple[Any, ModelSectio
     network = FAMILY.load_network(saved[1].network_path, CPU, torch.float32)
     names = [name for name, _ in network.named_parameters()]
     left_out = set(names) - set(trained_names(RunConfig(model=saved[1]), names, 0))
-    assert left_out == {f"transformer_blocks.2.{part}.{leaf}" for part in IDLE for leaf in ("weight", "bias")}
+    idle = {f"transformer_blocks.2.{part}.{leaf}" for part in IDLE for leaf in ("weight", "bias")}
+    assert left_out == idle | {"transformer_blocks.2.attn.norm_added_q.weight"}
+    draw = torch.Generator().manual_seed(1)
+    texts = [{"states": torch.randn(5, 32, generator=draw)}]
+    x = torch.randn(1, 6, 64, generator=draw)
+    FAMILY.predict(network, x, torch.tensor([0.5]), texts, (4, 6)).square().sum().backward()
+    still = {n for n, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()}
+    assert left_out == still
     adapted = attach(network, "lora", 2, 2, ["attn", "txt_mlp"]).layers
     assert "transformer_blocks.1.attn.to_add_out" in adapted
     assert not {f"transformer_blocks.2.{part}" for part in IDLE} & set(adapted)

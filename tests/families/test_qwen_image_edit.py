@@ -26,6 +26,8 @@ from flowloom.models.families.qwen_image import FAMILY
 from flowloom.models.family import Conditioning
 from flowloom.run.directory import RunDir
 from tests.engine.conftest import make_config, make_run, synthetic_data  # noqa: F401 -- fixtures
+from tests.engine.processes import run_all_on_ranks
+from tests.engine.test_fsdp import STEPS, TRAINING, assert_equal
 from tests.families.qwen_image import make_edit_pipeline, save_edit_pipeline
 from tests.families.test_contract import losses, tensors
 
@@ -223,3 +225,23 @@ def test_diffusers_generates_the_edit_that_was_learned(
         output_type="latent",
     ).images
     assert (found - wanted).square().mean() < 0.8 * wanted.var()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", [False], indirect=True, ids=["2509"])
+def test_sharded_and_streamed_runs_equal_that_of_one_rank(
+    edit: Edit,
+    data: dict[str, Any],
+    make_run: Callable[..., RunDir],  # noqa: F811
+):
+    """All weights: the last block's text branch gets no gradient on any rank."""
+    sections: dict[str, Any] = {"model": edit.model | {"chroma_path": ""}, "dataloader": data}
+    sections |= {"training": TRAINING, "limits": {"max_steps": STEPS}}
+    alone = make_run("alone", **sections)
+    sharded = make_run("sharded", **sections, parallel={"num_threads": 1, "strategy": "fsdp"})
+    streamed = make_run("streamed", **sections, optimizer={"device": "cpu"}, memory={"streamed_blocks": 2})
+    for run_dir in (alone, streamed):
+        run_engine(run_dir)
+    assert run_all_on_ranks([sharded], 2) == 0
+    assert_equal(alone, sharded)
+    assert losses(streamed) == losses(alone)

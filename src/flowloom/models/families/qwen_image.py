@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.key_rules import network_names
-from flowloom.models.adapters.names import LoraNames
+from flowloom.models.adapters.names import COMFY_PREFIX, LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.diffusers_family import DiffusersFamily, count_blocks
 from flowloom.models.family import (
@@ -57,7 +57,8 @@ NAMES = LoraNames(
     title="Qwen-Image",
     spec="qwen-image",
     implementation="https://github.com/QwenLM/Qwen-Image",
-    readers=network_names(comfyui="transformer."),
+    readers=network_names(),
+    comfy_prefix=COMFY_PREFIX,
     has_diffusers_layers=True,
 )
 VAE = ModelFile("vae_path", "Qwen-Image's VAE", "latents", "vae", frozenset({"vae-wan"}))
@@ -136,7 +137,11 @@ class QwenImageFamily(DiffusersFamily):
         lora_targets=("attn", "img_mlp", "txt_mlp"),
         always_trained=("txt_in", "img_in", "proj_out", "norm_out"),
         text_length=1024,
-        idle_layers=(f"{BLOCKS}.{{}}.attn.to_add_out", f"{BLOCKS}.{{}}.txt_mlp"),
+        # The last block's text is not used, so neither are its queries.
+        idle_layers=tuple(
+            f"{BLOCKS}.{{}}.{part}"
+            for part in ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+        ),
         keeps_norms=True,
         reference_size=with_pixels,
     )
