@@ -76,7 +76,7 @@ def test_a_dora_is_exported_with_the_scales_that_lycoris_takes(
     arguments = ["export", str(dora_run.path), "--format", "kohya", "--weights", choice, "-o", str(out)]
     assert main(arguments) == 0
     num_layers = sum(name.endswith(".dora_scale") for name in read(out))
-    assert f"verified: {num_layers} layers, as sd-scripts" in capsys.readouterr().err
+    assert f"verified: {num_layers} layers, by the key rules of sd-scripts" in capsys.readouterr().err
     exported = read(out)
     for name, tensor in read(dora_run.checkpoint_dir(3) / "state" / f"{kept}.safetensors").items():
         if name.endswith(".dora_scale"):

@@ -37,7 +37,7 @@ def test_every_format_is_verified_for_its_program(form, kind, exported) -> None:
     tensors, (state, meta, base) = exported(form, kind)
     verified = verify(rules_for(form, meta), tensors, state, meta, base)
     assert verified.num_layers == 23
-    assert verified.line.startswith("23 layers, as ")
+    assert verified.line.startswith("23 layers, by the key rules of ")
 
 
 @KINDS
