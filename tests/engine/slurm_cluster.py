@@ -77,12 +77,14 @@ SlurmctldHost={name}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder / "munge.socket"}
+AuthInfo=socket={folder / "munge.socket"},cred_expire=5
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2

@@ -65,7 +65,8 @@ def test_skypilot_reads_the_task(make_run: Callable[..., RunDir], tmp_path: Path
     assert str(synthetic_data) in mounts
     assert subprocess.run(["bash", "-n"], input=run, text=True, check=False).returncode == 0
     assert "--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d" in run
-    assert f"-m flowloom.engine {run_dir.path}" in run
+    assert f"run={run_dir.path}\n" in run
+    assert '-m flowloom.engine "$run"' in run
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.errors import RunError
 from flowloom.launchers.base import Job, output_of
+from flowloom.launchers.jobs import record_time_limit
 from flowloom.launchers.slurm import Slurm, script
 from flowloom.run.directory import RunDir
-from flowloom.run.events import read_events
+from flowloom.run.events import FIELDS, EventWriter, read_events
 from tests.engine import slurm_cluster as cluster
 from tests.engine.slurm_cluster import slurm  # noqa: F401 -- a fixture
 from tests.fakes.onnx_tagger import write_tagger
@@ -26,7 +27,7 @@ from tests.tasks.tagging.conftest import BLUE, paint
 
 def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
     run_dir = RunDir.create("fox", tmp_path)
-    text = script(run_dir, Job(4, 8, options={"partition": "gpu", "time": "12:00:00", "exclusive": ""}))
+    text = script(run_dir, Job(4, 8, options={"partition": "gpu", "time": "12:00:00", "exclusive": ""}), {})
     lines = [line[10:].partition("=") for line in text.splitlines() if line.startswith("#SBATCH --")]
     options = {name: value for name, _, value in lines}
     assert options == {
@@ -36,7 +37,7 @@ def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
         "gpus-per-node": "8",
         "output": f"{tmp_path}/fox/launch/slurm-%j.log",
         "open-mode": "append",
-        "signal": "B:TERM@120",
+        "signal": "B:USR1@120",
         "partition": "gpu",
         "time": "12:00:00",
         "exclusive": "",
@@ -47,7 +48,7 @@ def test_the_script_starts_one_torchrun_on_each_node(tmp_path: Path):
 
 
 def test_without_gpus_one_process_is_started_on_each_node(tmp_path: Path):
-    text = script(RunDir.create("fox", tmp_path), Job(2))
+    text = script(RunDir.create("fox", tmp_path), Job(2), {})
     assert "--nproc-per-node 1 " in text
     assert "gpus-per-node" not in text
 
@@ -58,11 +59,13 @@ def test_without_gpus_one_process_is_started_on_each_node(tmp_path: Path):
         ({"nodes": "3"}, "sbatch's option nodes is set by Flowloom"),
         ({"partition\n#SBATCH": "x"}, "is not a long option of sbatch"),
         ({"comment": "a\nrm -rf /"}, "has a line break"),
+        ({"on-time-limit": "again"}, "is stop or requeue, not 'again'"),
+        ({"seconds-to-save": "0"}, "is a number of seconds from 1 to 65535"),
     ],
 )
 def test_options_that_cannot_be_used_are_rejected(tmp_path: Path, options: dict[str, str], message: str):
     with pytest.raises(RunError, match=message):
-        script(RunDir.create("fox", tmp_path), Job(options=options))
+        script(RunDir.create("fox", tmp_path), Job(options=options), {})
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(
@@ -153,6 +156,77 @@ def test_two_nodes_tag_every_image_once(
     assert status(run_dir, capsys)["detail"] == "COMPLETED"
     assert main(["launch", "--on", "skypilot", "runs/tags"]) == 2
     assert "a disk that all machines share" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_at_its_time_limit_saves_and_is_queued_again_or_says_so(
+    slurm: dict[str, str],  # noqa: F811
+    make_run: Callable[..., RunDir],
+    capsys: pytest.CaptureFixture[str],
+):
+    """Slurm's signal before the limit is sent by hand: a limit has at least a minute."""
+    run = make_run(limits={"max_steps": 100_000}, training={"save_every": 1000})
+    launch = ["launch", "slurm", str(run.path), "--option", "seconds-to-save=60", "--option", "time=10"]
+    assert main([*launch, "--option", "on-time-limit=requeue"]) == 0
+    job_id = status(run, capsys)["job"]
+    signal = ["scancel", "--batch", "--signal=USR1", job_id]
+    await_events(run, "step", 3)
+    subprocess.run(signal, check=True)
+    await_events(run, "warning", 1)
+    (stopped,) = (event["step"] for event in read_events(run.events_jsonl) if event["kind"] == "stopped")
+    (warning,) = (event for event in read_events(run.events_jsonl) if event["kind"] == "warning")
+    assert f"The job is queued again, and continues from step {stopped}." in warning["message"]
+    # The same job, on its own; the studio follows it as one that waits.
+    await_events(run, "started", 2)
+    await_events(run, "step", num_steps(run) + 2)
+    shown = status(run, capsys)
+    assert (shown["job"], shown["state"]) == (job_id, "running")
+    (resumed_from,) = [
+        event["resumed_from"]
+        for event in read_events(run.events_jsonl)
+        if event["kind"] == "started" and event["resumed_from"]
+    ]
+    assert resumed_from == stopped
+    assert sorted(losses(run)) == sorted(set(losses(run))), "no step twice"
+    assert main(["launch", "stop", str(run.path)]) == 0
+    await_events(run, "stopped", 2)
+    cluster.await_no_jobs(slurm)
+    assert status(run, capsys)["detail"] == "COMPLETED"
+    # Without the option the job ends, and its state says what to do.
+    assert main(launch) == 0
+    await_events(run, "started", 3)
+    await_events(run, "step", num_steps(run) + 1)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", status(run, capsys)["job"]], check=True)
+    await_events(run, "warning", 2)
+    cluster.await_no_jobs(slurm)
+    shown = status(run, capsys)
+    assert (shown["state"], shown["detail"]) == ("ended", "COMPLETED, time limit reached: resume the run")
+    assert list(read_events(run.events_jsonl))[-1]["message"].endswith(
+        f"Resume the run: it continues from step {num_steps(run)}."
+    )
+
+
+def test_a_job_that_saved_nothing_new_is_not_queued_again(make_run: Callable[..., RunDir]):
+    run = make_run()
+    writer = EventWriter(run.events_jsonl)
+    writer.write("started", **dict.fromkeys(FIELDS["started"]))
+    writer.write("stopped", step=0)
+    writer.close()
+    assert not record_time_limit(run, is_requeued=True)
+    message = list(read_events(run.events_jsonl))[-1]["message"]
+    assert "it saved nothing new: give it more time" in message
+
+
+def test_the_signal_comes_early_enough_to_mirror(tmp_path: Path):
+    run_dir = RunDir.create("fox", tmp_path)
+    mirrored = {"mirror": {"url": "s3://bucket/runs", "seconds_to_finish": 300}}
+    assert "--signal=B:USR1@360\n" in script(run_dir, Job(), mirrored)
+    options = {"seconds-to-save": "600", "on-time-limit": "requeue"}
+    text = script(run_dir, Job(options=options), mirrored)
+    assert "--signal=B:USR1@600\n" in text
+    assert "#SBATCH --requeue\n" in text
+    assert text.rstrip().splitlines()[-2].endswith('--requeue && scontrol requeue "$SLURM_JOB_ID"')
+    assert not {"--seconds-to-save", "--on-time-limit"} & set(text.split())
 
 
 @pytest.mark.slow

@@ -208,6 +208,11 @@ def record_end(run_dir: RunDir, job: Job) -> list[str]:
     return [job.python, "-m", "flowloom.launchers.record_end", str(run_dir.path.resolve())]
 
 
+def limit_file(run_dir: RunDir) -> Path:
+    """The file that a job creates when its time limit comes near; its next start deletes it."""
+    return launch_dir(run_dir) / "time_limit"
+
+
 def stop_file(run_dir: RunDir) -> Path:
     """The control file that asks the run to save and stop."""
     return run_dir.path.resolve() / "control" / "stop"

@@ -14,7 +14,15 @@ from flowloom.config.secrets import may_need_secrets, read_secrets, usable_secre
 from flowloom.errors import RunError
 from flowloom.files import read_plain, replacing, write_json
 from flowloom.launchers import LAUNCHERS
-from flowloom.launchers.base import LAUNCHED, Job, JobRecord, JobStatus, Launcher, launch_dir
+from flowloom.launchers.base import (
+    LAUNCHED,
+    Job,
+    JobRecord,
+    JobStatus,
+    Launcher,
+    launch_dir,
+    limit_file,
+)
 from flowloom.run.directory import RunDir, step_of
 from flowloom.run.events import EventWriter, read_events
 
@@ -24,6 +32,8 @@ _CAUSES = {
     "reach the first one.",
     "RendezvousConnectionError": "The nodes cannot connect to the first one: check the firewall.",
 }
+AT_LIMIT = "time limit reached: resume the run"
+"""In the detail of a job."""
 _ENDS = ("finished", "stopped", "failed")
 
 
@@ -54,6 +64,7 @@ def submit(run_dir: RunDir, launcher: Launcher, job: Job, secrets: Mapping[str, 
     for name, text in files.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
+    limit_file(run_dir).unlink(missing_ok=True)
     for request in run_dir.control_dir.glob("*"):
         # Requests to an earlier process are not meant for this job.
         request.unlink()
@@ -106,6 +117,8 @@ def status_of(run_dir: RunDir, record: JobRecord) -> JobStatus:
         return JobStatus("ended", record.detail)
     launcher = launcher_named(record.launcher)
     status = launcher.status(record)
+    if status.state == "ended" and limit_file(run_dir).exists():
+        status = JobStatus("ended", f"{status.detail}, {AT_LIMIT}")
     if status.state == "ended" and launcher.shares_disk:  # otherwise the events are elsewhere
         record_failure(run_dir, record, f"{launcher.title} ended job {record.job_id}: {status.detail}.")
     if status.state != "unknown" and (status.state, status.detail) != (record.state, record.detail):
@@ -162,6 +175,32 @@ def record_failure(run_dir: RunDir, record: JobRecord, message: str) -> None:
                 _write_end(run_dir, writer, "" if record.is_cancelled else message)
             finally:
                 writer.close()
+
+
+def record_time_limit(run_dir: RunDir, *, is_requeued: bool) -> bool:
+    """Record that the job reached its time limit; True if the job is to be queued again.
+
+    It is not if the run ended in another way, or if it has no newer checkpoint than when the job started: the
+    next job would end in the same way.
+    """
+    newest = run_dir.latest_checkpoint()
+    step = step_of(newest) if newest else 0
+    events = list(read_events(run_dir.events_jsonl))
+    ended = next((event for event in reversed(events) if event["kind"] in _ENDS), None)
+    began = next((event for event in reversed(events) if event["kind"] == "started"), None)
+    if ended is None or began is None or ended["kind"] != "stopped":
+        return False
+    is_ahead = step > (began["resumed_from"] or 0)
+    then = f"Resume the run: it continues from step {step}."
+    if is_requeued and is_ahead:
+        then = f"The job is queued again, and continues from step {step}."
+    elif is_requeued:
+        then = "The job is not queued again, because it saved nothing new: give it more time."
+    with suppress(RunError), run_dir.locked():
+        writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
+        writer.write("warning", message=f"The job reached its time limit, and the run stopped. {then}")
+        writer.close()
+    return is_requeued and is_ahead
 
 
 def cause_in(log: Path) -> str:
