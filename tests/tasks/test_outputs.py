@@ -86,7 +86,7 @@ def test_a_lora_is_exported_to_where_it_can_be_downloaded(
     run = task_run("export", source_path=str(trained.path), form=form)
     result = run.work()
     out = run.run_dir.path / "checkpoints" / f"fox-step_00000002-{form}.safetensors"
-    assert result.pop("verified").startswith("24 layers, as ")
+    assert result.pop("verified").startswith("24 layers, by the key rules of ")
     assert result == {"path": str(out), "size": out.stat().st_size}
     found = look(out)
     assert found.adapter
