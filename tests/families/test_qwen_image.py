@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.engine.build import load_encoders
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
@@ -22,6 +25,7 @@ from flowloom.models.families.qwen_image import FAMILY
 from flowloom.models.family import detect
 from flowloom.models.qwen_text import RELEASED, TEMPLATE
 from flowloom.models.weights import save_weights
+from tests.engine.test_memory_plan import CARDS, GIB, write_hole
 from tests.families.qwen_image import make_parts
 
 CPU = torch.device("cpu")
@@ -37,6 +41,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelSection]:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline, resolve_paths(ModelSection(path=str(folder)), Path())
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shards with the headers of the released network, each small enough to be mapped."""
+    from diffusers import QwenImageTransformer2DModel
+
+    with torch.device("meta"):
+        network = QwenImageTransformer2DModel()
+    assert sum(weight.numel() for weight in network.parameters()) == 20_430_401_088
+    folder, state = tmp_path_factory.mktemp("released"), network.state_dict()
+    for i in range(8):
+        part: Any = SimpleNamespace(state_dict=lambda i=i: dict(list(state.items())[i::8]))
+        write_hole(folder / f"{i}.safetensors", part)
+    return folder
 
 
 @pytest.mark.parametrize("marks", [{}, {"__index_timestep_zero__": torch.zeros(0)}], ids=["2509", "2511"])
@@ -100,3 +119,15 @@ def test_classifier_free_guidance_is_the_pipelines(saved: tuple[Any, ModelSectio
         output_type="np",
     ).images[0]
     assert np.abs(np.asarray(image) - expected * 255).max() < 0.51
+
+
+def test_the_lora_presets_fit_the_released_network(released: Path):
+    sections = {size: dict(CARDS[f"lora-{size}gb"].config) for size in (12, 16, 24)}
+    model = {"model": {"path": str(released)}}
+    networks = Networks.from_config(RunConfig.model_validate(sections[12] | model))
+    assert networks.params.num_blocks == 60
+    for size, preset in sections.items():
+        for side in (512, 1024):
+            config = RunConfig.model_validate(preset | model | {"dataloader": {"base_resolution": [side]}})
+            plan = plan_memory(config, networks, Machine(torch.device("cuda"), size * GIB, 96 * GIB))
+            assert plan.fits, (size, side, plan.parts, plan.host_parts)

@@ -15,9 +15,11 @@ from PIL import Image
 
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import load_encoders
 from flowloom.engine.fill_cache import fill, prune
+from flowloom.engine.memory import sample_tokens
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
@@ -170,6 +172,20 @@ def test_caches_and_resume_change_nothing(
     skipped = fill(skipping).skipped
     assert sorted(row.line for row in skipped) == [2, 5]
     assert "before/1.png" in skipped[0].reason
+
+
+def test_estimates_count_the_tokens_of_references(
+    edit: Edit,
+    data: dict[str, Any],
+    make_config: Callable[..., RunConfig],  # noqa: F811
+):
+    """16 tokens of an image of 64 x 64 pixels, and of each of two references at most."""
+    sections: dict[str, Any] = {"model": edit.model | {"chroma_path": ""}, "batching": {"batch_tokens": 90}}
+    config = make_config(**sections, dataloader=data)
+    assert sample_tokens(config)[0] == 16 * 3
+    costs = load_dataset(config).batching.row_costs
+    assert costs is not None
+    assert (costs - costs[0]).tolist() == [0, 16, 32] * 2
 
 
 def test_another_family_refuses_references(

@@ -371,6 +371,8 @@ def _costs(
     planes = [rules.planes(bucket.num_frames) if rules else 1 for bucket in buckets]
     of_bucket = [n * image_tokens(family, b.width * b.height) for n, b in zip(planes, buckets, strict=True)]
     tokens = np.array(of_bucket)[row_buckets]
+    if family.defaults.reference_size:
+        tokens = tokens + metadata.num_references * image_tokens(family, config.dataloader.reference_pixels)
     text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
     return tokens + np.minimum(text_tokens, config.model.max_text_tokens)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import Dataset
+from flowloom.data.dataset import Dataset, dataset_sources
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_whole
+from flowloom.data.index import read_columns
 from flowloom.data.metadata import Row
 from flowloom.data.subjects import file_of
 from flowloom.errors import ConfigError, DataError, ImageError, Problem
@@ -69,6 +72,21 @@ def reference_reader(config: RunConfig, dataset: Dataset, images: ImageSource) -
         message = "cannot be used with reference images: set it to null."
         raise ConfigError("the configuration", [Problem("training.cfg_scale_strength", message)])
     return ReferenceReader(dataset, images, size_of)
+
+
+def most_references(config: RunConfig) -> int:
+    """The most reference images that a row has, for estimates before the dataset is loaded."""
+    if family_for(config.model).defaults.reference_size is None:
+        return 0
+    paths = [source.path for source in dataset_sources(config)]
+    marks = [(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    return max((_most_references(*mark) for mark in marks), default=0)
+
+
+@lru_cache(maxsize=16)
+def _most_references(path: Path, _mtime_ns: int) -> int:
+    columns, _ = read_columns(path)
+    return int(columns["num_references"].max(initial=0))
 
 
 def reference_sizes(family: ModelFamily, resolution: int) -> Callable[[int, int], tuple[int, int]] | None:

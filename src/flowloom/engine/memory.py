@@ -11,6 +11,7 @@ import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.data.dataset import clip_rules
+from flowloom.data.references import most_references
 from flowloom.models.family import Activations, Sizes, family_for, image_tokens
 
 T = TypeVar("T")
@@ -61,11 +62,12 @@ def activation_bytes(activations: Activations, each_input: int, num_blocks: int,
 
 
 def sample_tokens(config: RunConfig) -> tuple[int, int]:
-    """Tokens of the largest image or longest clip, and of a caption of half the maximum length."""
+    """Tokens of the largest image or longest clip, with references, and of a caption of half the maximum."""
     family, longest = family_for(config.model), config.model.max_text_tokens
     clips = clip_rules(config)
     planes = clips.planes(clips.lengths[-1]) if clips else 1
     images = planes * image_tokens(family, max(config.resolutions) ** 2)
+    images += most_references(config) * image_tokens(family, config.dataloader.reference_pixels)
     return images, family.text_length(longest // 2, longest)
 
 

@@ -149,6 +149,11 @@ class DataloaderSection(Section):
     """Models that edit: side of a square with as many pixels as a reference image has after resizing; its
     shape is kept."""
 
+    @property
+    def reference_pixels(self) -> int:
+        """Pixels of a reference image after resizing, about."""
+        return self.reference_resolution**2
+
 
 class ModelSection(Section):
     """FLOW's `model`: paths of the model files and folders, or URLs (s3://, gs://, az://, https://)."""

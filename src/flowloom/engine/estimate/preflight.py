@@ -166,7 +166,7 @@ def _data(config: RunConfig, dataset: Dataset) -> DataReport:
             "held out for validation": int((dataset.held_out & (placed != LEFT_OUT)).sum()),
             **dict(reasons.most_common()),
         },
-        pixels=_encoded_pixels(training),
+        pixels=_encoded_pixels(training) + _reference_pixels(config, training),
         mean_text_tokens=tokens,
         distinct_captions=distinct,
     )
@@ -179,6 +179,12 @@ def _encoded_pixels(dataset: Dataset) -> int:
     planes = [dataset.clips.planes(b.num_frames) if dataset.clips else 1 for b in dataset.buckets]
     sizes = (b.width * b.height * n for b, n in zip(dataset.buckets, planes, strict=True))
     return sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+
+def _reference_pixels(config: RunConfig, dataset: Dataset) -> int:
+    """Pixels of the reference images of all rows."""
+    counts = dataset.metadata.num_references[dataset.row_buckets != LEFT_OUT]
+    return int(counts.sum()) * config.dataloader.reference_pixels
 
 
 def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
