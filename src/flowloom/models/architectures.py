@@ -83,7 +83,6 @@ CLIPS_BY_WIDTH = {768: "clip-l", 1280: "clip-g", 1024: "clip-h"}
 
 OTHERS = {
     "sd3": Architecture("network", "SD 3", "Stable Diffusion 3"),
-    "lumina2": Architecture("network", "Lumina", "Lumina Image 2"),
     "wan-i2v": Architecture("network", "Wan", "an image-to-video network of Wan"),
     "wan-vace": Architecture("network", "Wan", "Wan VACE"),
     "sdxl": Architecture("network", "SDXL", "SDXL"),
@@ -102,8 +101,6 @@ OTHER_SIGNATURES = (
     Signature("wan-i2v", ("patch_embedding.", "blocks.0."), ("patch_embedding.weight", 1, 36)),
     Signature("sd3", ("joint_blocks.0.x_block.",)),
     Signature("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.")),
-    Signature("lumina2", ("noise_refiner.0.adaLN_modulation.1.", "cap_embedder.")),
-    Signature("lumina2", ("noise_refiner.0.", "time_caption_embed.")),
 )
 UNETS = {768: "sd15", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 """By the width of the text that cross-attention sees."""
@@ -112,7 +109,6 @@ SD3_WIDTHS = {1536, 2432}
 OTHER_BASE_WORDS = (
     ("sd3", r"sd-?_?3|stable-diffusion-3"),
     ("sdxl", r"sd_?xl|stable-diffusion-xl"),
-    ("lumina2", r"lumina"),
     ("sd2", r"sd_?v?2|stable-diffusion-v2"),
     ("sd15", r"sd_?v?1|stable-diffusion-v1"),
 )

@@ -49,6 +49,13 @@ def _signatures() -> tuple[Signature, ...]:
 
 
 _NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+_TEXT_LAYERS = (
+    "txt_in",
+    "context_embedder",
+    "cap_embedder.1",
+    "time_caption_embed.caption_embedder.1",
+)
+"""Layers of networks that a caption's states enter."""
 _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 _T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.", "")
 _T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
@@ -75,8 +82,8 @@ def _network(shapes: Shapes) -> Found | None:
     inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     for signature in _signatures():
         if signature.fits(inside):
-            text = shapes.get(f"{prefix}txt_in.weight") or shapes.get(f"{prefix}context_embedder.weight")
-            return Found(signature.architecture, text[-1] if text else None)
+            texts = (inside.get(f"{layer}.weight") for layer in _TEXT_LAYERS)
+            return Found(signature.architecture, next((text[-1] for text in texts if text), None))
     return _unet(shapes, list(inside), prefix)
 
 

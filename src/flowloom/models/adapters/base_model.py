@@ -91,8 +91,6 @@ def _other_base(tensors: Mapping[str, Place], joined: str) -> str | None:
     attention = ("attn.add_k_proj", "attn_add_k_proj")
     if "joint_blocks" in joined or _widths(tensors, *attention) & SD3_WIDTHS:
         return "sd3"
-    if _has(joined, ("noise_refiner", "context_refiner")):
-        return "lumina2"
     for name, place in tensors.items():
         if "attn2" in name and "to_k" in name and name.endswith(LORA_ENDINGS):
             return UNETS.get(place.shape[1] if len(place.shape) > 1 else 0)

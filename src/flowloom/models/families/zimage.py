@@ -135,6 +135,8 @@ class ZImageFamily(DiffusersFamily):
     # Counted in bfloat16, in which diffusers' norms keep float32.
     defaults = FamilyDefaults(
         Activations(kept=45, without_ffn=34, ffn_cost=0.44, block_cost=0.8),
+        # The paper (arXiv:2511.22699, section 4.3): logit-normal, shifted. musubi-tuner's docs/zimage.md: by
+        # 2, whose logarithm is the mean.
         noise_level={"kind": "logit_normal", "mean": 0.69},
         lora_targets=("attention.", "feed_forward."),
         always_trained=("x_embedder", "cap_embedder", "final_layer"),
