@@ -48,6 +48,8 @@ def unknown(line: str, verbs: set[str]) -> str | None:
         return None if words[1] in known else f"verb {words[1]}"
     if words[0] in {"python", ".venv/bin/python"}:
         return unknown_script(words[1:])
+    if words[0] == "torchrun":
+        return unknown_script(words[words.index("-m") :])
     return f"command {words[0]}"
 
 
