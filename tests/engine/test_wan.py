@@ -15,6 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.engine.build import load_encoders
 from flowloom.engine.clips import Clip
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
+from flowloom.engine.memory import sample_tokens
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
@@ -25,11 +28,13 @@ from flowloom.models.family import detect, family_for, family_of
 from flowloom.models.recognize import recognize
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.recompute import Recompute
+from flowloom.trainers.engine import PRESETS
+from tests.engine.test_memory_plan import write_hole
 from tests.families import wan
 from tests.families.wan import CPU, FRAMES, HEIGHT, PROMPTS, WIDTH, Tiny
 
 with quiet_imports():
-    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
 STEPS = 3
@@ -192,6 +197,35 @@ def test_operations_are_counted_as_torch_counts_them(tiny: Tiny):
         FAMILY.predict(network, torch.zeros(1, num_tokens, 64), torch.ones(1), texts, grid)
     formula = FAMILY.flops(FAMILY.sizes(tiny.section.network_path), num_tokens, 512)
     assert formula.forward == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+LARGE = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48}
+RELEASED: dict[int, tuple[dict[str, Any], int, int]] = {
+    12: ({"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, 480, 81),
+    16: (LARGE, 704, 121),
+    24: (LARGE, 960, 121),
+}
+"""By the memory of a card: Wan 2.1's 1.3B or Wan 2.2's 5B, a side and a number of frames that it trains."""
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_the_lora_preset_of_a_card_fits_clips_of_the_released_networks(tmp_path: Path, size: int):
+    sizes, side, frames = RELEASED[size]
+    with torch.device("meta"):
+        path = write_hole(tmp_path / "wan.safetensors", WanTransformer3DModel(**sizes))
+    given = next(preset for preset in PRESETS if preset.name == f"lora-{size}gb").config
+    lora = given["lora"] | {"base_model_quant_level": "8bit"}
+    sections = given | {"model": {"path": str(path)}, "lora": lora, "dataloader": {"base_resolution": [side]}}
+    networks = Networks.from_config(RunConfig.model_validate(sections))
+    plans = []
+    for num_frames in (1, frames):
+        config = RunConfig.model_validate(sections | {"video": {"num_frames": [num_frames]}})
+        planes = (num_frames - 1) // 4 + 1
+        patch = 32 if sizes is LARGE else 16
+        assert sample_tokens(config) == (planes * (side // patch) ** 2, 512)
+        plans.append(plan_memory(config, networks, Machine(torch.device("cuda"), size * 2**30, 96 * 2**30)))
+        assert plans[-1].fits, plans[-1].parts
+    assert plans[1].choice.blocks >= plans[0].choice.blocks
 
 
 def test_a_single_file_of_two_networks_is_known_by_its_name():

@@ -31,7 +31,7 @@ from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_by_flags
-from tests.engine.processes import run_ranks, start_engine
+from tests.engine.processes import run_all_on_ranks, start_engine
 from tests.families import wan
 from tests.families.wan import CPU, PROMPTS, Tiny
 
@@ -215,6 +215,7 @@ def test_a_cached_killed_and_resumed_run_on_two_ranks_equals_one_and_loads_in_di
     cache = {"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache"), "dtype": "fp32"}
     plain, killed = make_run("plain", **sections), make_run("killed", **sections, cache=cache)
     ranks = make_run("ranks", **sections, cache=cache, memory={"streamed_blocks": 1})
+    sharded = make_run("sharded", **sections, cache=cache, parallel={"strategy": "fsdp"})
     run_engine(plain)
     assert fill(killed.read_config()).images == 5
     process = start_engine(killed)
@@ -224,8 +225,8 @@ def test_a_cached_killed_and_resumed_run_on_two_ranks_equals_one_and_loads_in_di
     process.send_signal(signal.SIGKILL)
     assert process.wait() in (0, -signal.SIGKILL)
     assert start_engine(killed).wait() == 0
-    assert run_ranks(ranks, 2) == 0
-    for run_dir, tolerance in ((killed, 0), (ranks, 1e-4)):
+    assert run_all_on_ranks([ranks, sharded], 2) == 0
+    for run_dir, tolerance in ((killed, 0), (ranks, 1e-4), (sharded, 1e-4)):
         assert by_step(run_dir) == pytest.approx(by_step(plain), rel=tolerance)
         (folder,) = run_dir.path.glob("samples/step_*")
         assert sorted(path.name for path in folder.iterdir()) == ["00.poster.png", "00.webm", "samples.json"]

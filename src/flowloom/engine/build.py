@@ -26,7 +26,7 @@ from flowloom.engine.offload.activations import ActivationOffload
 from flowloom.engine.offload.copies import copies_to
 from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.parallel.ranks import Ranks
-from flowloom.engine.preview import SampleGenerator
+from flowloom.engine.preview import SampleGenerator, sampling_params
 from flowloom.engine.state import Network, Precision, TrainState, choose_precision
 from flowloom.engine.trainable import adapted_layers
 from flowloom.errors import ConfigError, Problem
@@ -97,6 +97,8 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     _refuse_offloads(config, device, ranks)
     check_products(config.method.base_products, device)
     refuse_unfit_models(config, "the configuration")
+    for section in config.previews:
+        sampling_params(section, config)
     precision = choose_precision(config, device)
     plan = shared_plan(config, device, ranks)
     dataset = load_dataset(config)

@@ -22,6 +22,7 @@ from flowloom.engine.encode import Encoders
 from flowloom.engine.parallel.ranks import ALONE, Ranks
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision, TrainState
+from flowloom.errors import ConfigError, Problem
 from flowloom.files import write_json
 from flowloom.flow_matching.guidance import guided, uses_cfg
 from flowloom.flow_matching.path import velocity_from_x0
@@ -163,12 +164,22 @@ def sampling_params(section: InferenceSection, config: RunConfig) -> SamplingPar
 
 
 def clip_size(section: InferenceSection, config: RunConfig) -> tuple[int, float | None]:
-    """Number of frames and frame rate of a preview: stated, or those of the training clips."""
+    """Number of frames and frame rate of a preview: stated, or those of the training clips.
+
+    Raises:
+        ConfigError: the autoencoder does not make this number of frames.
+    """
     clips = family_for(config.model).defaults.clips
     if clips is None:
         return 1, None
-    longest = max(config.video.num_frames, default=clips.num_frames)
-    return section.num_frames or longest, section.fps or config.video.fps or clips.fps
+    frames = section.num_frames or max(config.video.num_frames, default=clips.num_frames)
+    step = clips.frames_per_latent
+    if (frames - 1) % step:
+        message = f"is {frames}; the autoencoder makes {step}n + 1 frames."
+        nearest = (frames - 1) // step * step + 1
+        hint = f"Set it to {nearest} or {nearest + step}."
+        raise ConfigError("the previews", [Problem("inference.num_frames", message, hint=hint)])
+    return frames, section.fps or config.video.fps or clips.fps
 
 
 def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSection]:

@@ -31,12 +31,12 @@ from flowloom.engine.parallel.shards import FileShards
 from flowloom.engine.state import Precision
 from flowloom.engine.trainable import trainable_names, trained_names
 from flowloom.models.family import family_for
+from flowloom.models.weights import Weights, check_names
 
 T = TypeVar("T")
 
 PREFETCHED = 2
 """Blocks whose weights are gathered while the one before them computes."""
-META = torch.device("meta")
 
 
 class FsdpShards:
@@ -180,6 +180,9 @@ def shard_network(
             if not isinstance(weight, DTensor):
                 dtype = precision.trained if id(weight) in wide else weight.dtype
                 weight.data = weight.data.to(precision.device, dtype, copy=True).contiguous()
+        for place, buffer in list(module.named_buffers()):
+            owner, _, name = place.rpartition(".")
+            setattr(module.get_submodule(owner), name, buffer.to(precision.device))
         offload = host if module in on_host else OffloadPolicy()
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
     _connect(cast("FSDPModule", model), cast("list[FSDPModule]", blocks))
@@ -211,11 +214,17 @@ def make_mesh(config: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMe
 
 def _mapped(config: RunConfig, dtype: torch.dtype) -> nn.Module:
     """The network with its weights in the file; those in another number format than `dtype` are copied."""
-    family, path = family_for(config.model), config.model.network_path
-    model = family.load_network(path, META, dtype)
-    stored = family.open_weights(path)
-    model.load_state_dict({name: stored[name].to(dtype) for name in model.state_dict()}, assign=True)
-    return model
+    load = family_for(config.model).load_network
+    return load(config.model.network_path, torch.device("cpu"), dtype, _assign_views)
+
+
+def _assign_views(
+    module_on_meta: nn.Module, weights: Weights, _device: torch.device, dtype: torch.dtype
+) -> None:
+    """In place of `assign_weights`, which copies every weight."""
+    check_names(module_on_meta, weights)
+    views = {name: weights[name].to(dtype) for name in module_on_meta.state_dict()}
+    module_on_meta.load_state_dict(views, assign=True)
 
 
 def _ever_trained(config: RunConfig, model: nn.Module) -> set[int]:
