@@ -25,10 +25,10 @@ from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.path import interpolate, velocity_target
+from flowloom.models.family import Conditioning
 from tests.families.flux1 import MAX_LENGTH, TinyFlux1
 from tests.families.flux2 import TinyFlux2
 from tests.families.qwen_image import TinyQwenImage
-from tests.families.tiny import TinyPipeline
 from tests.families.zimage import TinyZImage
 
 BATCH, SIDE, LR, MAX_NORM = 2, 16, 1e-4, 1.0
@@ -39,7 +39,8 @@ CPU = torch.device("cpu")
 class Subject(NamedTuple):
     """A family's network at a small size, and the length of its text."""
 
-    given: TinyPipeline
+    given: Any
+    """A TinyPipeline of tests/families."""
     arguments: Mapping[str, Any]
     """Of the class in diffusers."""
     text_width: int
@@ -138,7 +139,7 @@ def random_batch(subject: Subject) -> LatentBatch:
     family, width = subject.given.family, subject.arguments["in_channels"]
     channels = width if family.patch == 1 or width > 16 else 4 * width
     side, shape = SIDE * family.patch, (BATCH, SIDE**2, channels)
-    captions = [
+    captions: list[Conditioning] = [
         {"states": normal(subject.num_tokens, subject.text_width)}
         | {name: normal(*shape) for name, shape in subject.extra.items()}
         for _ in range(BATCH)

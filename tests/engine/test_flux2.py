@@ -19,6 +19,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 from torch import Tensor
 
 from flowloom.config.model_files import resolve_paths
@@ -121,6 +122,42 @@ def test_dev_reads_mistral_and_has_guidance(dev: Made):
     noise = torch.randn(GRID[0] * GRID[1], 128, generator=generator(7, "picture"))[None]
     image = dev.given.image(dev.pipeline, PROMPTS[0], noise, (WIDTH, HEIGHT), 4)
     assert np.abs(found - image).max() < 0.51
+
+
+def test_references_join_the_sequence_as_in_the_pipeline(klein: Made, tmp_path: Path):
+    """Rows with two references, one, and none in a batch, and an image edited from two files."""
+    files, draw = [tmp_path / "a.png", tmp_path / "b.png"], np.random.default_rng(2)
+    pixels = []
+    for file, size in zip(files, ((64, 80, 3), (96, 64, 3)), strict=True):
+        pixels.append(draw.integers(0, 255, size, np.uint8))
+        Image.fromarray(pixels[-1]).save(file)
+    encoders = load_encoders(klein.section, RunConfig(model=klein.section), CPU)
+    made = SampleGenerator(klein.network(), encoders, Precision(CPU, torch.float32, torch.float32))
+    names = tuple(str(file) for file in files)
+    params = SamplingParams(WIDTH, HEIGHT, 3, cfg=1.0, references=names)
+    found = np.asarray(made.generate(PROMPTS[:1], [7], params)[0])
+    noise = torch.randn(GRID[0] * GRID[1], 128, generator=generator(7, "picture"))[None]
+    image = klein.pipeline(
+        [Image.fromarray(each) for each in pixels],
+        PROMPTS[0],
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        latents=FAMILY.unpack(noise, GRID),
+        max_sequence_length=klein.given.max_length,
+        output_type="np",
+    ).images[0]
+    assert np.abs(found - image * 255).max() < 0.51
+    planes = [encoders.image_latents(each) for each in pixels]
+    x, level, texts = klein.inputs()
+    mixed = encoders.with_references([*texts, texts[0]], [planes, [], planes[:1]])
+    rows, levels, network = torch.cat((x, x[:1])), torch.cat((level, level[:1])), klein.network()
+    with torch.no_grad():
+        together = FAMILY.predict(network, rows, levels, mixed, GRID)
+        for i, text in enumerate(mixed):
+            alone = FAMILY.predict(network, rows[i : i + 1], levels[i : i + 1], [text], GRID)
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
 def test_recomputed_feed_forward_parts_change_no_gradient(klein: Made):

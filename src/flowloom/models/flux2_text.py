@@ -57,6 +57,10 @@ class Flux2Conditioner:
         states = torch.cat([found.hidden_states[layer] for layer in self._layers], dim=-1)
         return [{"states": own} for own in states]
 
+    def encode_edit(self, caption: str, references: object, max_length: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """`encode` of a caption about reference images, which the text encoder does not see."""
+        return self.encode([caption], max_length)[0]
+
     def _in_template(self, captions: Sequence[str]) -> list[str]:
         return [self._template(caption) for caption in captions]
 

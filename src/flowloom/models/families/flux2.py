@@ -31,6 +31,8 @@ from flowloom.models.family import (
     OpenEncoder,
 )
 from flowloom.models.header import read_small_json
+from flowloom.models.reference_layouts import Rows, by_layout
+from flowloom.models.reference_sizes import within_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from flowloom.models.flux2_text import Flux2Conditioner
     from flowloom.models.weights import Assign, Weights
 
+REFERENCE_STEP = 10
+"""Distance in time between the positions of the image and of each reference image."""
 TRAINING_GUIDANCE = 1.0
 """Guidance of dev during training: diffusers' examples/dreambooth/README_flux2.md."""
 DOUBLE = {
@@ -175,6 +179,7 @@ class Flux2Family(DiffusersFamily):
         Activations(kept=32, without_ffn=21, ffn_cost=0.1, block_cost=0.75),
         noise_level={"kind": "uniform"},
         text_layers=3,
+        reference_size=within_pixels,
         guidance=4.0,
     )
 
@@ -270,19 +275,27 @@ class Flux2Family(DiffusersFamily):
     ) -> Tensor:
         import torch
 
-        states = torch.stack([text["states"] for text in texts]).to(x.dtype)
         if guidance is None:
             guidance = torch.full_like(noise_level, TRAINING_GUIDANCE)
-        image_ids, text_ids = _positions(grid, states.shape[1], x.device)
-        return network(
-            hidden_states=x,
-            encoder_hidden_states=states,
-            timestep=noise_level,
-            img_ids=image_ids,
-            txt_ids=text_ids,
-            guidance=guidance if network.config.guidance_embeds else None,
-            return_dict=False,
-        )[0]
+
+        def predict(rows: Rows, texts: Sequence[Conditioning], sizes: Sequence[Grid]) -> Tensor:
+            states = torch.stack([text["states"] for text in texts]).to(x.dtype)
+            tokens = x[rows]
+            if sizes:
+                references = torch.stack([text["references"] for text in texts])
+                tokens = torch.cat((tokens, references.to(x.dtype)), dim=1)
+            image_ids, text_ids = _positions([grid, *sizes], states.shape[1], x.device)
+            return network(
+                hidden_states=tokens,
+                encoder_hidden_states=states,
+                timestep=noise_level[rows],
+                img_ids=image_ids,
+                txt_ids=text_ids,
+                guidance=guidance[rows] if network.config.guidance_embeds else None,
+                return_dict=False,
+            )[0][:, : x.shape[1]]
+
+        return by_layout(texts, predict)
 
     def schedule(self, network: Any, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
         shift = math.exp(empirical_shift(num_tokens, steps))
@@ -314,16 +327,23 @@ def empirical_shift(num_tokens: int, steps: int) -> float:
     return at_200 + (at_200 - at_10) / 190 * (steps - 200)
 
 
-def _positions(grid: Grid, text_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of image tokens (0, row, column, 0) and text tokens (0, 0, 0, index)."""
+def _positions(grids: Sequence[Grid], text_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of image tokens (time, row, column, 0) and text tokens (0, 0, 0, index).
+
+    The image is at time 0, its reference images at 10, 20 and so on.
+    """
     import torch
 
-    image = torch.zeros(*grid, 4, device=device)
-    image[..., 1] = torch.arange(grid[0], device=device)[:, None]
-    image[..., 2] = torch.arange(grid[1], device=device)[None, :]
+    images: list[Tensor] = []
+    for number, (height, width) in enumerate(grids):
+        image = torch.zeros(height, width, 4, device=device)
+        image[..., 0] = REFERENCE_STEP * number
+        image[..., 1] = torch.arange(height, device=device)[:, None]
+        image[..., 2] = torch.arange(width, device=device)[None, :]
+        images.append(image.flatten(0, 1))
     text = torch.zeros(text_length, 4, device=device)
     text[:, 3] = torch.arange(text_length, device=device)
-    return image.flatten(0, 1), text
+    return torch.cat(images), text
 
 
 def _is_distilled(path: Path) -> bool:

@@ -28,6 +28,7 @@ from flowloom.models.family import (
     ModelSettings,
     OpenEncoder,
 )
+from flowloom.models.reference_layouts import Rows, by_layout
 from flowloom.models.reference_sizes import with_pixels
 
 if TYPE_CHECKING:
@@ -209,21 +210,10 @@ class QwenImageFamily(DiffusersFamily):
         grid: Grid,
         guidance: Tensor | None = None,  # noqa: ARG002 -- the network has none
     ) -> Tensor:
-        import torch
+        def predict(rows: Rows, texts: Sequence[Conditioning], sizes: Sequence[Grid]) -> Tensor:
+            return self._predict(network, x[rows], noise_level[rows], texts, [grid, *sizes])
 
-        # The network has one layout of images for a batch: samples whose references differ run in turn.
-        layouts: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        for i, text in enumerate(texts):
-            layouts.setdefault(_sizes_of_references(text), []).append(i)
-        if len(layouts) == 1:
-            return self._predict(network, x, noise_level, texts, [grid, *next(iter(layouts))])
-        velocity = torch.empty_like(x)
-        parts = [
-            self._predict(network, x[chosen], noise_level[chosen], [texts[i] for i in chosen], [grid, *sizes])
-            for sizes, chosen in layouts.items()
-        ]
-        order = torch.tensor([i for chosen in layouts.values() for i in chosen], device=x.device)
-        return velocity.index_copy(0, order, torch.cat(parts))
+        return by_layout(texts, predict)
 
     def _predict(
         self,
@@ -276,12 +266,6 @@ class QwenImageFamily(DiffusersFamily):
             attention=4 * tokens**2 * size * sizes.num_layers,
             ends=2 * size * (2 * sizes.in_channels * image_tokens + sizes.text_width * text_tokens),
         )
-
-
-def _sizes_of_references(text: Conditioning) -> tuple[tuple[int, int], ...]:
-    grids = text.get("reference_grids")
-    sizes: list[list[int]] = [] if grids is None else grids.tolist()
-    return tuple((height, width) for height, width in sizes)
 
 
 FAMILY = QwenImageFamily()
