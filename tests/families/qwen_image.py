@@ -167,9 +167,9 @@ class TinyQwenImage:
         ).images
 
 
-def make_edit_pipeline(**settings: Any) -> Any:
-    """Qwen-Image-Edit Plus; `settings` are the network's."""
-    from diffusers import QwenImageEditPlusPipeline
+def make_edit_pipeline(*, is_first: bool = False, **settings: Any) -> Any:
+    """Qwen-Image-Edit, the first or Plus; `settings` are the network's."""
+    from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
     from transformers import processing_utils
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
@@ -186,7 +186,8 @@ def make_edit_pipeline(**settings: Any) -> Any:
         return (), inputs | {"mm_token_type_ids": is_image.int()}
 
     parts["text_encoder"].register_forward_pre_hook(with_positions, with_kwargs=True)
-    pipeline = QwenImageEditPlusPipeline(**parts, processor=processor)
+    kind: Any = QwenImageEditPipeline if is_first else QwenImageEditPlusPipeline
+    pipeline = kind(**parts, processor=processor)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -195,4 +196,4 @@ def save_edit_pipeline(pipeline: Any, folder: Path) -> None:
     """Save the parts of `pipeline`; the processor has none for videos, with which it cannot be saved."""
     for name in ("vae", "text_encoder", "tokenizer", "transformer", "scheduler"):
         getattr(pipeline, name).save_pretrained(folder / name)
-    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": type(pipeline).__name__}))

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 
-from flowloom.config.model_files import resolve_paths
+from flowloom.config.model_files import check_files, resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
@@ -45,7 +46,8 @@ class Edit(NamedTuple):
 @pytest.fixture(scope="module", params=[False, True], ids=["2509", "2511"])
 def edit(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Edit:
     folder = tmp_path_factory.mktemp("edit")
-    pipeline = make_edit_pipeline(zero_cond_t=request.param)
+    is_first = request.param == "first"
+    pipeline = make_edit_pipeline(is_first=is_first, zero_cond_t=request.param is True)
     save_edit_pipeline(pipeline, folder)
     return Edit(pipeline, resolve_paths(ModelSection(path=str(folder)), Path()).model_dump())
 
@@ -53,6 +55,8 @@ def edit(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Edit:
 @pytest.fixture(autouse=True)
 def _small_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plus, "VAE_IMAGE_SIZE", SIDE * SIDE)
+    in_full = first.calculate_dimensions
+    monkeypatch.setattr(first, "calculate_dimensions", lambda _, ratio: in_full(SIDE * SIDE, ratio))
 
 
 def draw(width: int, height: int, seed: int) -> Image.Image:
@@ -82,10 +86,12 @@ def data(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("edit", ["first", False, True], indirect=True, ids=["first", "2509", "2511"])
 def test_an_edited_image_is_the_pipelines(edit: Edit, tmp_path: Path):
-    sizes = ((64, 64), (96, 32))
+    is_first = isinstance(edit.pipeline, first.QwenImageEditPipeline)
+    sizes = ((64, 64), (96, 32))[: 1 if is_first else 2]
     images = [draw(*size, seed) for seed, size in enumerate(sizes)]
-    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     section = ModelSection(**edit.model)
@@ -261,3 +267,21 @@ def test_sharded_and_streamed_runs_equal_that_of_one_rank(
     assert run_all_on_ranks([sharded], 2) == 0
     assert_equal(alone, sharded)
     assert losses(streamed) == losses(alone)
+
+
+def test_previews_name_files_that_exist_for_a_model_that_edits(edit: Edit, tmp_path: Path):
+    previews = {"prompts": ["x"], "reference_paths": ["gone.png"]}
+    problems = check_files(
+        resolve_paths(
+            RunConfig.model_validate(
+                {"model": edit.model, "inference": previews, "objective": {"mask_mode": "flow_union"}}
+            ),
+            tmp_path,
+        )
+    )
+    found = {problem.where: problem.message for problem in problems}
+    assert f"{Path.cwd() / 'gone.png'} does not exist." in found["inference.reference_paths.0"]
+    assert "set it to per_sample" in found["objective.mask_mode"]
+    chroma = RunConfig.model_validate({"inference": previews})
+    found = {problem.where: problem.message for problem in check_files(chroma)}
+    assert "does not edit images" in found["inference.reference_paths"]

@@ -12,7 +12,7 @@ from flowloom.config.device_sections import ParallelSection
 from flowloom.config.local_paths import local_problem
 from flowloom.config.run import DataloaderSection, InferenceSection, ModelSection, RunConfig
 from flowloom.errors import Problem
-from flowloom.models.family import family_for
+from flowloom.models.family import DEFAULT, family_for
 from flowloom.storage.local_copy import is_url
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, ParallelSection, RunConfig)
@@ -28,7 +28,15 @@ def check_files(config: RunConfig) -> list[Problem]:
         *missing_files(config.model, config.dataloader, config.datasets, cached_files(config)),
         *(_missing(key, settings, "DeepSpeed's settings") if settings else ()),
         *_missing_references(config),
+        *_wrong_mask(config),
     ]
+
+
+def _wrong_mask(config: RunConfig) -> Iterator[Problem]:
+    family = family_for(config.model)
+    if config.objective.mask_mode == "flow_union" and family.name != DEFAULT:
+        message = f"flow_union is FLOW's own mask, which {family.title} has no use for: set it to per_sample."
+        yield Problem("objective.mask_mode", message)
 
 
 def _missing_references(config: RunConfig) -> Iterator[Problem]:

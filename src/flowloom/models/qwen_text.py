@@ -38,6 +38,7 @@ EDIT_TEMPLATE = _CHAT.format(
     "meets the user's requirements while maintaining consistency with the original input where appropriate."
 )
 EDIT_IMAGE = "Picture {}: <|vision_start|>{}<|vision_end|>"
+FIRST_EDIT_IMAGE = "<|vision_start|>{1}<|vision_end|>"
 DROPPED, EDIT_DROPPED = 34, 64
 """Tokens of the templates before the caption, whose states are left out."""
 IMAGE_TOKEN = "<|image_pad|>"
@@ -70,10 +71,18 @@ class QwenConditioner:
 
     Args:
         open_vision: the whole model around the text part of `model`, for captions with reference images.
+        is_first_edit: these are for the first Qwen-Image-Edit, which sees them as large as the network does.
     """
 
-    def __init__(self, model: LanguageModel, open_vision: Callable[[nn.Module], nn.Module]):
+    def __init__(
+        self,
+        model: LanguageModel,
+        open_vision: Callable[[nn.Module], nn.Module],
+        *,
+        is_first_edit: bool = False,
+    ):
         self.model = model
+        self._is_first_edit = is_first_edit
         self._open_vision = open_vision
         self._whole: Any = None
 
@@ -108,13 +117,15 @@ class QwenConditioner:
         pipeline with transformers 5 leaves them out.
         """
         self._whole = self._whole or self._open_vision(self.model.model)
-        seen = _processor()(images=[_as_seen(image) for image in references], return_tensors="pt")
+        images = references if self._is_first_edit else [_as_seen(image) for image in references]
+        seen = _processor()(images=list(images), return_tensors="pt")
         grids, token = seen["image_grid_thw"], self._whole.config.image_token_id
         counts = [int(grid.prod()) // 4 for grid in grids]  # a token is 2 x 2 patches
-        images = (
-            EDIT_IMAGE.format(number, IMAGE_TOKEN * count) for number, count in enumerate(counts, start=1)
+        template = FIRST_EDIT_IMAGE if self._is_first_edit else EDIT_IMAGE
+        spelled = (
+            template.format(number, IMAGE_TOKEN * count) for number, count in enumerate(counts, start=1)
         )
-        (row,) = self.model.rows([EDIT_TEMPLATE.format("".join(images) + caption)])
+        (row,) = self.model.rows([EDIT_TEMPLATE.format("".join(spelled) + caption)])
         ids = torch.tensor([row[: EDIT_DROPPED + sum(counts) + max_length]]).to(self.model.device)
         output = self._whole(
             input_ids=ids,
@@ -177,4 +188,11 @@ def load_qwen_conditioner(model: ModelSettings, device: torch.device, dtype: tor
     path = Path(model.text_encoder_path)
     tokenizer = load_text_tokenizer(Path(model.text_tokenizer_path or path))
     text = LanguageModel(open_qwen(model, device, dtype), tokenizer, device)
-    return QwenConditioner(text, partial(_open_vision, path, device, dtype))
+    open_vision = partial(_open_vision, path, device, dtype)
+    return QwenConditioner(text, open_vision, is_first_edit=is_first_edit(model))
+
+
+def is_first_edit(model: ModelSettings) -> bool:
+    """True for a diffusers folder of the first Qwen-Image-Edit; its single file shows no difference."""
+    index = read_small_json(Path(model.path) / "model_index.json") if model.path else {}
+    return index.get("_class_name") == "QwenImageEditPipeline"

@@ -110,7 +110,7 @@ class QwenImageFamily(DiffusersFamily):
     feed_forwards = ("img_mlp", "txt_mlp")
     architectures = {"qwen-image": Architecture("network", "Qwen-Image", "Qwen-Image")}
     signatures = (Signature("qwen-image", (f"{BLOCKS}.0.img_mod.", f"{BLOCKS}.0.txt_mlp.", "txt_norm.")),)
-    pipelines = frozenset({"QwenImagePipeline", "QwenImageEditPlusPipeline"})
+    pipelines = frozenset({"QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"})
     files = (
         ModelFile("path", "Qwen-Image's network", "network", "transformer", frozenset({"qwen-image"})),
         VAE,
@@ -180,8 +180,10 @@ class QwenImageFamily(DiffusersFamily):
         return kept
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
+        from flowloom.models.qwen_text import is_first_edit
+
         files = [Path(model.text_encoder_path), Path(model.text_tokenizer_path)]
-        return files, f"{model.max_text_tokens} tokens"
+        return files, f"{model.max_text_tokens} tokens{', first edit' if is_first_edit(model) else ''}"
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
         from flowloom.models.qwen_text import open_qwen
