@@ -12,15 +12,18 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
-from flowloom.errors import FlowloomError, RunError
-from flowloom.launchers.base import Job, JobState, LaunchSettings
+from flowloom.errors import FlowloomError, RunError, SourceError
+from flowloom.launchers import LAUNCHERS
+from flowloom.launchers.base import Job, JobState, Launcher, LaunchSettings
 from flowloom.launchers.jobs import read_record, status_of, stop, submit
 from flowloom.launchers.places import place_of
 from flowloom.run.directory import RunDir
+from flowloom.run.mirror.pull import Pull
 from flowloom.run.process import FAILED
 
-ASK_EVERY_S = 2.0
+ASK_EVERY_S, PULL_EVERY_S = 2.0, 10.0
 _ACTIVE: tuple[JobState, ...] = ("pending", "running")
 
 
@@ -31,6 +34,10 @@ class Follower:
         self.run_dir = run_dir
         self._is_cancelled = threading.Event()
         self._trouble = ""
+        self._pulled_at = float("-inf")
+        record = read_record(run_dir)
+        self._is_elsewhere = record is not None and not LAUNCHERS[record.launcher].shares_disk
+        """True if the results come from the run's mirror."""
 
     def cancel(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """Cancel the job as soon as the cluster's tool answers."""
@@ -40,9 +47,12 @@ class Follower:
         """Return when the job has ended. A tool that does not answer is asked again."""
         while True:
             try:
-                if self._state() == "ended":
+                state = self._state()
+                if self._is_elsewhere:
+                    self._pull(is_over=state == "ended")
+                if state == "ended":
                     return
-            except RunError as error:
+            except (RunError, SourceError) as error:
                 if str(error) != self._trouble:
                     print(error, file=sys.stderr, flush=True)  # noqa: T201 -- the run's log
                 self._trouble = str(error)
@@ -51,12 +61,22 @@ class Follower:
             else:
                 self._is_cancelled.wait(ASK_EVERY_S)
 
+    def _pull(self, *, is_over: bool) -> None:
+        pull = Pull(self.run_dir)
+        if is_over:
+            pull.finish(lambda line: print(line, flush=True))  # noqa: T201 -- the run's log
+        elif time.monotonic() - self._pulled_at > PULL_EVERY_S:
+            self._pulled_at = time.monotonic()
+            pull.update()
+
     def _state(self) -> JobState:
         record = read_record(self.run_dir)
         if record is None:
             return "ended"
         state = status_of(self.run_dir, record).state
-        is_stopped = state == "pending" and (self.run_dir.control_dir / "stop").exists()
+        # A request to save reaches only machines that share the disk.
+        can_stop = state == "pending" or (self._is_elsewhere and state in _ACTIVE)
+        is_stopped = can_stop and (self.run_dir.control_dir / "stop").exists()
         if not record.is_cancelled and (is_stopped or (state in _ACTIVE and self._is_cancelled.is_set())):
             stop(self.run_dir, save=False)
         return state
@@ -72,13 +92,23 @@ def follow(run_dir: RunDir, place: str, settings: LaunchSettings) -> None:
     if chosen is None:
         raise RunError(f"there is no cluster {place!r}.")
     launcher, option = chosen
-    follower = Follower(run_dir)
-    signal.signal(signal.SIGTERM, follower.cancel)
+    if problem := mirror_problem(launcher, run_dir.read_run()["config"]):
+        raise RunError(problem)
     record = read_record(run_dir)
     if record is None or status_of(run_dir, record).state not in _ACTIVE:
         job = Job(settings.nodes, settings.gpus, options={**option, **settings.options})
         submit(run_dir, launcher, job, {})
+    follower = Follower(run_dir)
+    signal.signal(signal.SIGTERM, follower.cancel)
     follower.wait()
+
+
+def mirror_problem(launcher: Launcher, config: Any) -> str:
+    """The reason why a run with `config` could not be followed from here; empty if it can."""
+    mirror: dict[str, Any] = config.get("mirror") or {}
+    if launcher.shares_disk or mirror.get("url"):
+        return ""
+    return f"{launcher.title}'s machines have no disk in common with this one: set mirror.url to a bucket."
 
 
 def main() -> int:

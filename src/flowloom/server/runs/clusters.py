@@ -7,23 +7,25 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from flowloom.errors import Problem
 from flowloom.launchers import LAUNCHERS
 from flowloom.launchers.base import LaunchSettings
+from flowloom.launchers.follow import mirror_problem
 from flowloom.launchers.jobs import read_record, status_of
 from flowloom.launchers.places import place_of
 from flowloom.run.directory import RunDir
 from flowloom.run.task import Command, Task
 from flowloom.server.background import isolate_errors
-from flowloom.server.problems import Invalid
+from flowloom.server.problems import Invalid, NotNow
 from flowloom.trainers.engine import TRAINER
 
 if TYPE_CHECKING:
     from flowloom.server.runs.queue import Queue
+    from flowloom.server.runs.view import RunView
 
 UPDATE_S = 20.0
 _log = logging.getLogger("flowloom")
@@ -68,6 +70,29 @@ def require_launch(
         problem = Problem("options", f"{', '.join(wrong)} cannot be set in the studio.", hint=hint)
         raise Invalid.of([problem], "/launch")
     return chosen
+
+
+def require_mirror(devices: Sequence[str], config: dict[str, Any]) -> None:
+    """Check that a run on machines without our disk is mirrored.
+
+    Raises:
+        Invalid: it is not.
+    """
+    chosen = place_of(devices)
+    if chosen and (message := mirror_problem(chosen[0], config)):
+        raise Invalid.of([Problem("mirror.url", message)])
+
+
+def require_reach(run: RunView) -> None:
+    """Check that requests reach the machines of a run.
+
+    Raises:
+        NotNow: they have no disk in common with this one.
+    """
+    chosen = place_of(run.devices)
+    if chosen and not chosen[0].shares_disk:
+        hint = "Stop it, which cancels the job; the newest checkpoint in the mirror stays."
+        raise NotNow(f"Requests do not reach the machines of {chosen[0].title}.", hint)
 
 
 def follow_command(run_dir: RunDir, device: str, settings: LaunchSettings) -> Command:

@@ -14,6 +14,7 @@ from flowloom.run.resume import change_run, require_mutable
 from flowloom.run.task import Task
 from flowloom.server.deps import Studio
 from flowloom.server.problems import Invalid
+from flowloom.server.runs.clusters import require_mirror
 from flowloom.server.runs.view import RunName, RunView
 from flowloom.trainers.base import TrainerBackend
 
@@ -78,6 +79,7 @@ def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio"
     if problems := problems_of(studio, task, new.config):
         raise Invalid.of(problems)
     studio.queue.require_devices(new.devices, task, new.launch)
+    require_mirror(new.devices, new.config)
     with studio.runs.creating(new.name, default_name(task.name)) as run_dir:
         task.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first, launch=new.launch)

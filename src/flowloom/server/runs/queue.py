@@ -24,7 +24,7 @@ from flowloom.run.directory import Control, RunDir
 from flowloom.run.task import Task
 from flowloom.server.background import isolate_errors
 from flowloom.server.problems import Invalid, NotNow
-from flowloom.server.runs.clusters import follow_command, require_launch, settings_of
+from flowloom.server.runs.clusters import follow_command, require_launch, require_reach, settings_of
 from flowloom.server.runs.process_files import (
     BUSY,
     NOT_QUEUED,
@@ -239,6 +239,7 @@ class Queue:
                 f"{run_id!r} is {'waiting' if view.phase == 'pending' else 'still loading'}.",
                 "Retry when its phase is 'training'.",
             )
+        require_reach(view)
         run_dir.request(action)
         return view
 
