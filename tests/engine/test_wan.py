@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowloom.config.run import ModelSection, RunConfig
+from flowloom.config.run import InferenceSection, ModelSection, RunConfig
+from flowloom.data.dataset import clip_rules
 from flowloom.engine.build import load_encoders
 from flowloom.engine.clips import Clip
 from flowloom.engine.estimate.memory_plan import Machine, plan_memory
 from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.memory import sample_tokens
-from flowloom.engine.preview import SampleGenerator, SamplingParams
+from flowloom.engine.preview import SampleGenerator, SamplingParams, clip_size
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
+from flowloom.errors import ConfigError
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.families.wan import FAMILY
 from flowloom.models.families.wan_ti2v import FAMILY as TI2V
@@ -237,3 +240,20 @@ def test_a_single_file_of_two_networks_is_known_by_its_name():
     }
     for name, levels in names.items():
         assert FAMILY.noise_levels(ModelSection(path=f"/models/{name}")) == levels
+
+
+def test_frames_and_sides_that_the_autoencoder_does_not_take_are_refused(each: Tiny):
+    def config(**sections: Any) -> RunConfig:
+        return RunConfig.model_validate({"model": each.section.model_dump(), **sections})
+
+    is_large = each.family is TI2V
+    narrow = config(dataloader={"base_resolution": [64], "resolution_step": 16})
+    with pytest.raises(ConfigError, match="multiples of 32") if is_large else nullcontext():
+        clip_rules(narrow)
+    with pytest.raises(ConfigError, match=r"4n \+ 1 frames. Set it to 81 or 85"):
+        clip_rules(config(video={"num_frames": [82]}))
+    with pytest.raises(ConfigError, match=r"4n \+ 1 frames. Set it to 5 or 9"):
+        clip_size(InferenceSection(num_frames=6), config())
+    usual = (121, 24.0) if is_large else (81, 16.0)
+    assert clip_size(InferenceSection(), config()) == usual
+    assert clip_size(InferenceSection(fps=8), config(video={"num_frames": [5, 9]})) == (9, 8.0)

@@ -25,6 +25,7 @@ from flowloom.engine.clips import Clip
 from flowloom.engine.export import export_adapter
 from flowloom.engine.fill_cache import fill
 from flowloom.import_warnings import quiet_imports
+from flowloom.loggers.base import previews as previews_of
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.families.wan import FAMILY
 from flowloom.models.weights import open_weights
@@ -148,6 +149,13 @@ def test_a_run_previews_clips_and_its_lora_does_the_same_in_diffusers(
     assert [record["file"] for record in records] == ["00.mp4", "01.mp4", "02.png", "03.png"]
     assert (records[0]["num_frames"], records[0]["fps"], records[0]["poster"]) == (5, 16.0, "00.poster.png")
     assert "num_frames" not in records[2]
+    # Trackers get the poster of a clip, under the clip's name and prompt.
+    shown = [*previews_of(run_dir.path, {"kind": "sampled", "dir": "samples/step_00000003"})]
+    assert [(name, path.name) for name, path, _ in shown[:2]] == [
+        ("samples/00", "00.poster.png"),
+        ("samples/01", "01.poster.png"),
+    ]
+    assert [prompt for _, _, prompt in shown] == PROMPTS * 2
     with av.open(str(folder / "00.mp4")) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -61,6 +61,9 @@ def test_states_are_transformers(tmp_path: Path, spelling: str):
     ):
         torch.testing.assert_close(ours["states"], theirs[: int(mask.sum())], rtol=0, atol=1e-5)
     assert len(RealTokensOnly(encoder).encode(CAPTIONS, 3)[0]["states"]) == 3
+    rounded = load_text_encoder(path, tmp_path, tmp_path, CPU, torch.float32, to_8bit=True)
+    difference = rounded.encode(CAPTIONS, 24)[0] - encoder.encode(CAPTIONS, 24)[0]
+    assert 0 < difference.abs().max() < 0.5
 
 
 def test_it_is_recognized_by_its_vocabulary():

@@ -116,7 +116,7 @@ def clip_rules(config: RunConfig) -> ClipRules | None:
     """The clips that `config` trains on; None if its model trains on images only.
 
     Raises:
-        ConfigError: the autoencoder does not encode this number of frames.
+        ConfigError: the autoencoder does not encode this number of frames, or sides of these sizes.
     """
     family = family_for(config.model)
     defaults = family.defaults.clips
@@ -131,6 +131,12 @@ def clip_rules(config: RunConfig) -> ClipRules | None:
             hint = f"Set it to {nearest} or {nearest + step}."
             message = f"is {length}; {family.title} encodes {step}n + 1 frames."
             raise ConfigError("the configuration", [Problem("video.num_frames", message, hint=hint)])
+    side = family.factor * family.patch
+    if any(size % side for size in (config.dataloader.resolution_step, *config.resolutions)):
+        message = (
+            f"and base_resolution must be multiples of {side} for {family.title}, whose tokens are that wide."
+        )
+        raise ConfigError("the configuration", [Problem("dataloader.resolution_step", message)])
     return rules
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowloom.data.video.container import VIDEO_HINT
+from flowloom.errors import ImageError
 from flowloom.files import replacing
 from flowloom.image_suffixes import POSTER
 
@@ -37,8 +39,15 @@ class Clip:
         return Image.fromarray(self.frames[0])
 
     def save(self, path: Path, clip_format: ClipFormat) -> None:
-        """Write the clip to `path`."""
-        import av
+        """Write the clip to `path`.
+
+        Raises:
+            ImageError: PyAV is missing.
+        """
+        try:
+            import av
+        except ImportError as error:
+            raise ImageError(f"clips need PyAV: {VIDEO_HINT}") from error
 
         codec, options = CODECS[clip_format]
         # The index of an MP4 comes first, so that a browser plays before it has the whole file.

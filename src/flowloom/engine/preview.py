@@ -242,7 +242,8 @@ def generate_in_batches(
     params: SamplingParams,
     size: int,
 ) -> Iterator[Generated]:
-    """`SampleGenerator.generate` for any number of prompts, `size` at a time."""
+    """`SampleGenerator.generate` for any number of prompts, `size` at a time; large clips alone."""
+    size = size if params.num_frames == 1 else 1
     for start in range(0, len(prompts), size):
         cut = slice(start, start + size)
         yield from sample_generator.generate(prompts[cut], seeds[cut], params)
