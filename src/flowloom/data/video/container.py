@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,8 @@ VIDEO_HINT = "pip install 'flowloom[video]'"
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,gif,yuv4mpegpipe"
 """FFmpeg's demuxers that are used; not playlists, which name other files and addresses."""
 PROBE_BYTES = 2**23
+AHEAD = 8
+"""Packets that are read ahead: frames of about the same time are stored within so many packets."""
 SEEK_BACK_S = 10.0
 """A seek that arrives too late is repeated from this much earlier."""
 
@@ -37,8 +40,11 @@ class OpenVideo:
     stream: VideoStream
     origin_s: float
     """Timestamp of the first frame."""
+    slot_of: Callable[[float], int] | None = None
+    """Number of the slot of a time. Of a slot only the last frame is needed; others are not decoded if none
+    depends on them. None: every frame is needed."""
 
-    def time_of(self, frame: VideoFrame) -> float | None:
+    def time_of(self, frame: VideoFrame | Packet[VideoStream]) -> float | None:
         """The time of `frame`; None if the file does not give it."""
         if frame.pts is None:
             return None
@@ -75,7 +81,8 @@ class OpenVideo:
 
         is_started = False
         try:
-            for packet in self.container.demux(self.stream):
+            for packet, is_needed in self._judged():
+                self.stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
                 # A recording may begin in the middle of a frame.
                 if packet.is_corrupt and is_started:
                     raise ImageError("a frame is incomplete")
@@ -86,6 +93,31 @@ class OpenVideo:
             with suppress(FFmpegError):
                 yield from self.stream.decode(None)
             raise
+
+    def _judged(self) -> Iterator[tuple[Packet[VideoStream], bool]]:
+        """The packets from the position, each with False if a later frame of its slot exists."""
+        from av.error import FFmpegError
+
+        pending: deque[Packet[VideoStream]] = deque()
+        times = deque[float](maxlen=2 * AHEAD)
+        try:
+            for packet in self.container.demux(self.stream):
+                pending.append(packet)
+                if (time_s := self.time_of(packet)) is not None:
+                    times.append(time_s)
+                if len(pending) > AHEAD:
+                    yield pending[0], self._is_needed(pending.popleft(), times)
+        except FFmpegError:
+            yield from ((packet, True) for packet in pending)
+            raise
+        yield from ((packet, self._is_needed(packet, times)) for packet in pending)
+
+    def _is_needed(self, packet: Packet[VideoStream], times: Iterable[float]) -> bool:
+        time_s = self.time_of(packet)
+        if self.slot_of is None or time_s is None:
+            return True
+        slot = self.slot_of(time_s)
+        return not any(other > time_s and self.slot_of(other) == slot for other in times)
 
     def frames_from(self, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
         """The frames in order with their times, from one that is not after `start_s` if there is any.
