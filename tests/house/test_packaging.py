@@ -48,7 +48,7 @@ def test_the_lock_is_within_the_ranges():
     locks = ("requirements.lock", ".ci/deepspeed.lock")
     lines = [line for lock in locks for line in (ROOT / lock).read_text().splitlines() if line[:1] != "#"]
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines)}
-    names = [*PROJECT["dependencies"], *packages_of(EXTRAS.keys() - {"aim", "all", "bench"})
+    names = [*PROJECT["dependencies"], *packages_of(EXTRAS.keys() - {"aim", "all", "bench"})]
     for dependency in map(Requirement, names):
         (pin,) = pins[canonicalize_name(dependency.name)]
         assert dependency.specifier.contains(pin.version), dependency

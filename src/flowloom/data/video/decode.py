@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,7 +63,7 @@ def load_clip(
     pixels = np.empty((bucket.num_frames, bucket.height, bucket.width, 3), np.uint8)
     with opened(source, max_megapixels) as video:
         converter = _Converter(video, bucket, max_megapixels)
-        video = replace(video, slot_of=lambda time_s: max(slot_of(time_s, clip), 0))
+        video = replace(video, slot_of=partial(slot_of, clip=clip))
         done = 0
         for frame, stop in _resampled(video, clip, bucket.num_frames):
             if stop > done:
@@ -106,8 +107,8 @@ def _until_damaged(
 
 
 def slot_of(time_s: float, clip: Clip) -> int:
-    """Number of the result's frame that is nearest to a time of the video."""
-    return int(np.floor((time_s - clip.start_s) * clip.fps + 0.5 + 1e-4))
+    """Number of the result's frame that is nearest to a time of the video; 0 before the clip."""
+    return max(int(np.floor((time_s - clip.start_s) * clip.fps + 0.5 + 1e-4)), 0)
 
 
 def _duration(video: OpenVideo, frame: VideoFrame) -> float:
