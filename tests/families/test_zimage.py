@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImagePipeline
+from diffusers import Lumina2Transformer2DModel, ZImagePipeline, ZImageTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
@@ -19,18 +19,25 @@ from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import load_encoders
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.export import export_adapter
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
+from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.families.zimage import FAMILY
-from flowloom.models.family import detect
+from flowloom.models.family import detect, family_for
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.patches import unpack
 from flowloom.nn.recompute import Recompute
 from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 from tests.engine.conftest import make_config, make_run, synthetic_data  # noqa: F401 -- fixtures
+from tests.engine.processes import run_all_on_ranks
+from tests.engine.test_memory_plan import CARDS, GIB, write_hole
+from tests.families.lumina2 import TinyLumina2
 from tests.families.zimage import TinyZImage, in_comfy
 
 CPU = torch.device("cpu")
@@ -164,3 +171,80 @@ def test_diffusers_reads_the_names_of_other_programs(
         with torch.no_grad():
             ours, expected = predicted(network), predicted(theirs.transformer)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_a_training_adapter_is_merged_as_by_diffusers(
+    make_run: Callable[..., RunDir],  # noqa: F811
+    pipeline: Any,
+    section: ModelSection,
+    tmp_path: Path,
+):
+    """The file that Turbo is trained on: see docs/models.md."""
+    run_dir = make_run(
+        model=section.model_dump() | {"chroma_path": ""},
+        lora={"rank": 4, "alpha": 4},
+        limits={"max_steps": 1},
+        training={"lr": 0.02},
+    )
+    run_engine(run_dir)
+    adapter, turbo = tmp_path / "training_adapter.safetensors", tmp_path / "z_image_turbo.safetensors"
+    export_adapter(run_dir.path, "comfy", adapter)
+    save_weights(turbo, in_comfy(pipeline.transformer.state_dict()), {})
+    merge(turbo, adapter, tmp_path / "z_image_de_turbo.safetensors")
+    merged = ModelSection(path=str(tmp_path / "z_image_de_turbo.safetensors"))
+    assert family_for(merged) is FAMILY
+    assert not FAMILY.notes(merged)
+    theirs = ZImagePipeline.from_pretrained(section.path, local_files_only=True)
+    theirs.load_lora_weights(str(adapter))
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+    found = FAMILY.open_weights(Path(merged.path))
+    for name, weight in theirs.transformer.state_dict().items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
+
+
+RELEASES = {
+    "z-image": (ZImageTransformer2DModel, {}),
+    "lumina2": (Lumina2Transformer2DModel, {"cap_feat_dim": 2304}),
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_lora_presets_fit_the_released_networks(tmp_path: Path, release: str):
+    kind, sizes = RELEASES[release]
+    with torch.device("meta"):
+        model = {"path": str(write_hole(tmp_path / f"{release}.safetensors", kind(**sizes)))}
+    for size in (12, 16, 24):
+        sections = dict(CARDS[f"lora-{size}gb"].config) | {"model": model}
+        networks = Networks.from_config(RunConfig.model_validate(sections))
+        for side in (512, 1024):
+            config = RunConfig.model_validate(sections | {"dataloader": {"base_resolution": [side]}})
+            plan = plan_memory(config, networks, Machine(torch.device("cuda"), size * GIB, 64 * GIB))
+            assert plan.fits, (size, side, plan.parts, plan.host_parts)
+
+
+@pytest.mark.slow
+def test_sharded_runs_equal_those_of_one_rank(make_config: Callable[..., RunConfig], tmp_path: Path):  # noqa: F811
+    """Learned padding tokens, each one row, and refiners outside of the main blocks."""
+    runs: dict[tuple[str, int], RunDir] = {}
+    for given in (TinyZImage(), TinyLumina2()):
+        name = given.family.name
+        given.make(tmp_path, tmp_path).save_pretrained(tmp_path / name)
+        section = ModelSection(path=str(tmp_path / name), **given.model)
+        model = resolve_paths(section, Path()).model_dump() | {"chroma_path": ""}
+        for num_ranks in (1, 2):
+            parallel = {"device": "cpu", "num_threads": 1, "strategy": "fsdp" if num_ranks > 1 else "ranks"}
+            config = make_config(
+                model=model, parallel=parallel, memory={"checkpointed_blocks": 2}, limits={"max_steps": 2}
+            )
+            run_dir = runs[name, num_ranks] = RunDir.create(f"{name}-{num_ranks}", tmp_path)
+            run_dir.write_run(config, "a test")
+    for num_ranks in (1, 2):
+        assert run_all_on_ranks([run for (_, size), run in runs.items() if size == num_ranks], num_ranks) == 0
+    for name in ("z-image", "lumina2"):
+        one, two = (
+            [event["loss"] for event in read_events(runs[name, size].events_jsonl) if event["kind"] == "step"]
+            for size in (1, 2)
+        )
+        assert len(one) == 2
+        assert one == pytest.approx(two, rel=1e-5)

@@ -153,6 +153,15 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
         "network",
         "z-image",
     ),
+    "z-image-omni": (
+        {
+            "noise_refiner.0.attention.to_q.weight": (3840, 3840),
+            "cap_pad_token": (1, 3840),
+            "siglip_embedder.1.weight": (3840, 1152),
+        },
+        "network",
+        "z-image-omni",
+    ),
     "zeta-chroma": (
         {
             "noise_refiner.0.attention.qkv.weight": (11520, 3840),

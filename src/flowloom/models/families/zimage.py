@@ -109,10 +109,12 @@ class ZImageFamily(DiffusersFamily):
     feed_forwards = ("feed_forward",)
     architectures = {
         "z-image": Architecture("network", "Z-Image", "Z-Image"),
+        "z-image-omni": Architecture("network", "Z-Image", "Z-Image-Omni, which also reads images"),
         "zeta-chroma": Architecture("network", "Z-Image", "Zeta-Chroma, which works on pixels"),
     }
     signatures = (
         Signature("zeta-chroma", ("noise_refiner.0.", "cap_pad_token", "dec_net.")),
+        Signature("z-image-omni", ("noise_refiner.0.", "cap_pad_token", "siglip_embedder.")),
         Signature("z-image", ("noise_refiner.0.", "cap_pad_token")),
     )
     pipelines = frozenset({"ZImagePipeline"})
