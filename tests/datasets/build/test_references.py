@@ -10,10 +10,13 @@ import pytest
 from flowloom.config.run import RunConfig
 from flowloom.data.metadata import read_metadata
 from flowloom.datasets.build.build import build
+from flowloom.datasets.build.export import ExportOptions, export
 from flowloom.datasets.build.options import BuildOptions
+from flowloom.datasets.build.upload import Uploader
 from flowloom.datasets.lint.check import LintOptions, lint
 from flowloom.errors import DataError
 from tests.datasets.build.images import image_bytes, write
+from tests.datasets.build.test_upload import FolderStore
 
 
 @pytest.fixture
@@ -80,6 +83,30 @@ def test_a_folder_elsewhere_is_refused(folder: Path, tmp_path: Path):
             BuildOptions(reference_dirs=(folder / "before",)),
             lambda _: None,
         )
+
+
+def test_references_are_uploaded_with_their_images(folder: Path, tmp_path: Path):
+    output, store = tmp_path / "d.jsonl", FolderStore(tmp_path / "bucket")
+    store.root.mkdir()
+    build(str(folder), output, BuildOptions(reference_dirs=(folder / "before",)), lambda _: None)
+    report = Uploader(output, "s3://bucket/set", store, folder).upload(
+        tmp_path / "up.jsonl", "", lambda _: None
+    )
+    assert (report.num_rows, report.num_sent, report.unusable) == (2, 5, [])
+    assert references(tmp_path / "up.jsonl") == {
+        f"s3://bucket/set/{name}": tuple(f"s3://bucket/set/{other}" for other in others)
+        for name, others in references(output).items()
+    }
+    assert (store.root / "before/b_1.png").read_bytes() == (folder / "before/b_1.png").read_bytes()
+    (folder / "before/b_0.png").unlink()
+    again = Uploader(output, "s3://bucket/set", store, folder).upload(
+        tmp_path / "2.jsonl", "", lambda _: None
+    )
+    assert ["reference before/b_0.png" in bad.reason for bad in again.unusable] == [True]
+    exported = export(
+        output, "parquet", tmp_path / "rows.parquet", ExportOptions(with_images=False), lambda _: None
+    )
+    assert exported.remarks["references are lost: this format cannot contain them"] == 2
 
 
 def test_lint_finds_a_missing_reference(folder: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flowloom.data.row_checks import REFERENCES
 from flowloom.datasets.build.items import Unusable
 from flowloom.datasets.build.rows import FetchedRow, Fetcher, FlowRow, flow_rows, image_folder
 from flowloom.errors import DataError
@@ -84,6 +85,8 @@ class Export:
                 continue
             self.report.num_rows += 1
             self.on_progress(self.report)
+            if isinstance(row, FetchedRow) and row.row.fields.get(REFERENCES):
+                self.report.remarks["references are lost: this format cannot contain them"] += 1
             yield row
 
     def refuse(self, row: FlowRow, reason: str) -> None:

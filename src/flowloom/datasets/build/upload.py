@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from flowloom.data.row_checks import REFERENCES, references_of
 from flowloom.datasets.build.items import Unusable, reason_of, stamp_of
 from flowloom.datasets.build.readers.listing import address
 from flowloom.datasets.build.rows import FlowRow, flow_rows, image_folder
@@ -67,6 +68,7 @@ class Uploader:
         self.folder = image_folder(jsonl, images_dir)
         self._listed: dict[str, ListedObject] = {}
         self._digests: dict[str, tuple[str, str]] = {}
+        self._references: dict[str, _Sent | Unusable] = {}
 
     def upload(
         self, output: Path, public_url: str, on_progress: Callable[[UploadReport], None]
@@ -95,11 +97,19 @@ class Uploader:
             output.parent.mkdir(parents=True, exist_ok=True)
             with BuildState(output.with_name(f"{output.name}.sent")) as state, partial.open("wb") as file:
                 for row, sent in self._send_all(state, report, on_progress):
+                    fields = row.fields
                     if sent:
-                        sent_sizes[sent.name] = sent.size, sent.digest
-                        url = address(public_url or self.url, sent.name)
-                        row = FlowRow(row.where, row.fields | {"filename": url, "is_url_based": True})
-                    file.write(orjson.dumps(row.fields) + b"\n")
+                        references = self._send_references(row, report)
+                        if isinstance(references, Unusable):
+                            report.unusable.append(references)
+                            continue
+                        sent_sizes |= {one.name: (one.size, one.digest) for one in (sent, *references)}
+                        url, *others = (
+                            address(public_url or self.url, one.name) for one in (sent, *references)
+                        )
+                        fields = fields | {"filename": url, "is_url_based": True}
+                        fields |= {REFERENCES: others} if others else {}
+                    file.write(orjson.dumps(fields) + b"\n")
                     report.num_rows += 1
             report.seconds = time.perf_counter() - started
             if not report.num_rows:
@@ -116,6 +126,22 @@ class Uploader:
             with suppress(OSError):
                 partial.unlink()
         return report
+
+    def _send_references(self, row: FlowRow, report: UploadReport) -> list[_Sent] | Unusable:
+        """The reference images of `row` in the store; the reason if one cannot be sent."""
+        sent: list[_Sent] = []
+        for name in references_of(row.fields):
+            if name not in self._references:
+                self._references[name] = one = self._send(FlowRow(row.where, row.fields | {"filename": name}))
+                if isinstance(one, _Sent):
+                    report.num_sent += one.is_new
+                    report.num_unchanged += not one.is_new
+                    report.num_bytes += one.size * one.is_new
+            one = self._references[name]
+            if isinstance(one, Unusable):
+                return Unusable(row.where, f"reference {one.reason}")
+            sent.append(one)
+        return sent
 
     def _send_all(
         self, state: BuildState, report: UploadReport, on_progress: Callable[[UploadReport], None]
