@@ -31,6 +31,7 @@ from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
 from flowloom.model_library.requirements import unfit_models
+from flowloom.models import flux2_text
 from flowloom.models.adapters.read import load_onto
 from flowloom.models.autoencoder_flux2 import load_flux2_autoencoder
 from flowloom.models.families.flux2 import FAMILY, MODULATIONS
@@ -122,6 +123,26 @@ def test_dev_reads_mistral_and_has_guidance(dev: Made):
     noise = torch.randn(GRID[0] * GRID[1], 128, generator=generator(7, "picture"))[None]
     image = dev.given.image(dev.pipeline, PROMPTS[0], noise, (WIDTH, HEIGHT), 4)
     assert np.abs(found - image).max() < 0.51
+
+
+def test_mistral_is_read_from_a_file_of_its_first_layers(
+    dev: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As ComfyUI uses it: no config.json, no norm at the end, and a tokenizer as one more tensor."""
+    monkeypatch.setattr(
+        flux2_text, "RELEASED_MISTRAL", dev.pipeline.text_encoder.config.text_config.to_dict()
+    )
+    whole = dev.pipeline.text_encoder.state_dict()
+    prefix = "model.language_model."
+    first = {f"model.{k.removeprefix(prefix)}": v for k, v in whole.items() if k.startswith(prefix)}
+    kept = {k: v for k, v in first.items() if not k.startswith(("model.layers.30.", "model.norm."))}
+    path = tmp_path / "mistral_3_small_flux2.safetensors"
+    save_weights(path, kept | {"tekken_model": torch.zeros(4, dtype=torch.uint8)}, {})
+    section = dev.section.model_copy(update={"text_encoder_path": str(path)})
+    (found,) = FAMILY.load_conditioner(section, CPU, torch.float32).encode(["a bar"], dev.given.max_length)
+    with torch.no_grad():
+        (expected,) = dev.given.texts(dev.pipeline, ["a bar"])
+    torch.testing.assert_close(found["states"], expected["states"], rtol=0, atol=1e-5)
 
 
 def test_references_join_the_sequence_as_in_the_pipeline(klein: Made, tmp_path: Path):

@@ -10,9 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.models.family import ModelSettings
-from flowloom.models.language_model import LanguageModel, load_language_model, load_text_model
+from flowloom.models.header import read_small_json
+from flowloom.models.language_model import LanguageModel, load_text_model, load_text_tokenizer
+from flowloom.models.weights import open_weights
 
 _QWEN_LAYERS, _MISTRAL_LAYERS = (9, 18, 27), (10, 20, 30)
+RELEASED_MISTRAL: dict[str, Any] = {
+    "model_type": "mistral",
+    "vocab_size": 131_072,
+    "hidden_size": 5120,
+    "intermediate_size": 32_768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e9},
+}
+"""The sizes of Mistral Small 3.1, for ComfyUI's file, which has its first 30 layers and no config.json."""
 _SYSTEM_MESSAGE = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
     "relationships, object\nattribution and actions without speculation."
@@ -28,6 +44,7 @@ class Flux2Conditioner:
         config: Any = language_model.model.config
         self._is_dev = config.model_type != "qwen3"
         self._layers = _MISTRAL_LAYERS if self._is_dev else _QWEN_LAYERS
+        assert self._layers[-1] == config.num_hidden_layers
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption in its template, before it is cut."""
@@ -82,13 +99,23 @@ def load_flux2_conditioner(
     """The text encoder that `model` names.
 
     Raises:
-        WeightsError: see `load_language_model`.
+        WeightsError: see `load_text_model`.
     """
     path = Path(model.text_encoder_path)
-    tokenizer = Path(model.text_tokenizer_path) if model.text_tokenizer_path else path
-    return Flux2Conditioner(load_language_model(path, tokenizer, device, dtype))
+    tokenizer = load_text_tokenizer(Path(model.text_tokenizer_path) if model.text_tokenizer_path else path)
+    return Flux2Conditioner(LanguageModel(load_flux2_encoder(path, device, dtype), tokenizer, device))
 
 
 def load_flux2_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The network of the text encoder alone."""
-    return load_text_model(path, device, dtype)
+    """The network of the text encoder alone, up to the highest layer that is read.
+
+    Raises:
+        WeightsError: see `load_text_model`.
+    """
+    settings = read_small_json((path if path.is_dir() else path.parent) / "config.json")
+    if "model_type" in settings:
+        is_qwen = settings["model_type"] == "qwen3"
+    else:
+        is_qwen = any(name.endswith("layers.0.self_attn.q_norm.weight") for name in open_weights(path))
+    sizes = None if is_qwen or "model_type" in settings else RELEASED_MISTRAL
+    return load_text_model(path, device, dtype, sizes, (_QWEN_LAYERS if is_qwen else _MISTRAL_LAYERS)[-1])

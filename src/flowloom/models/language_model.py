@@ -130,9 +130,16 @@ def load_text_tokenizer(folder: Path) -> Any:
 
 
 def load_text_model(
-    path: Path, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, Any] | None = None
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, Any] | None = None,
+    depth: int | None = None,
 ) -> nn.Module:
     """The network of `load_language_model`, without vision and without the layer that makes words.
+
+    Args:
+        depth: number of layers that are loaded, without the norm at the end; None: all of them, and the norm.
 
     Raises:
         WeightsError: see `load_language_model`.
@@ -145,8 +152,14 @@ def load_text_model(
     except KeyError as error:
         message = f"{path}: no config.json beside it, and no {error.args[0]} in it. Use the model's folder."
         raise WeightsError(message) from error
+    if depth is not None:
+        weights = _lowest(weights, depth)
+        config.num_hidden_layers = depth
+        config.layer_types = (getattr(config, "layer_types", None) or [])[:depth] or None
     with torch.device("meta"):
         model = cast("nn.Module", AutoModel.from_config(config))
+    if depth is not None:
+        model.set_submodule("norm", nn.Identity())
     fill_tables(model)
     assign_weights(model, weights, device, dtype)
     return model.to(device)
@@ -166,6 +179,13 @@ def fill_tables(model: Any) -> None:
 def _text_weights(weights: Weights) -> Weights:
     kept = {name: (name,) for name in weights if not name.removeprefix("model.").startswith(_OTHER_PARTS)}
     return weights.gathered(kept).below(*_PREFIXES)
+
+
+def _lowest(weights: Weights, depth: int) -> Weights:
+    """The weights of the embedding and of the first `depth` layers."""
+    kept = [name for name in weights if name.startswith(("embed_tokens.", "layers."))]
+    numbers = {name: int(name.split(".")[1]) if name.startswith("layers.") else -1 for name in kept}
+    return weights.gathered({name: (name,) for name in kept if numbers[name] < depth})
 
 
 def _text_config(path: Path, weights: Weights, sizes: Mapping[str, Any] | None) -> Any:

@@ -1,4 +1,4 @@
-"""FLUX.2's networks, autoencoder and text encoders; Z-Image's offers have Qwen3 4B and the tokenizer."""
+"""FLUX.2's networks, autoencoder and text encoders; the tokenizer is among Z-Image's offers."""
 
 from flowloom.model_library.offer import GB, Offer, Offered
 
@@ -23,7 +23,7 @@ _NETWORKS = (
     (
         "FLUX.2-dev",
         "FLUX.2 dev",
-        f"32B parameters; Mistral 3 of 24B reads the captions: use the diffusers folder. {_ACCEPT}",
+        f"32B parameters; Mistral 3 reads the captions: use the diffusers folder. {_ACCEPT}",
         64.4,
         _NON_COMMERCIAL,
     ),
@@ -64,6 +64,23 @@ OFFERS = (
         ),
         sets=(("model.vae_path", "vae/flux2-vae.safetensors"),),
         families=("flux2",),
+    ),
+    Offer(
+        id="qwen3-4b",
+        title="Qwen3 4B",
+        note="Reads the captions of Z-Image and of FLUX.2 klein 4B; in 16 bits.",
+        architecture="language-model",
+        license="Apache-2.0",
+        size=8_044_982_048,
+        files=(
+            Offered(
+                "Comfy-Org/z_image_turbo",
+                "split_files/text_encoders/qwen_3_4b.safetensors",
+                "text_encoders/qwen_3_4b.safetensors",
+            ),
+        ),
+        sets=(("model.text_encoder_path", "text_encoders/qwen_3_4b.safetensors"),),
+        families=("z-image", "flux2"),
     ),
     Offer(
         id="qwen3-8b",

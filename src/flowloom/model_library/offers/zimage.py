@@ -1,4 +1,4 @@
-"""Z-Image's networks and text encoder, as ComfyUI uses them."""
+"""Z-Image's networks, as ComfyUI uses them, and Qwen3's tokenizer; FLUX.2's offers have Qwen3 4B."""
 
 from flowloom.model_library.offer import GB, Offer, Offered
 
@@ -30,23 +30,6 @@ OFFERS = (
             families=("z-image",),
         )
         for name, (title, note) in _NETWORKS.items()
-    ),
-    Offer(
-        id="qwen3-4b",
-        title="Qwen3 4B",
-        note="Reads the captions of Z-Image and of FLUX.2 klein 4B; in 16 bits.",
-        architecture="language-model",
-        license="Apache-2.0",
-        size=8_044_982_048,
-        files=(
-            Offered(
-                "Comfy-Org/z_image_turbo",
-                "split_files/text_encoders/qwen_3_4b.safetensors",
-                "text_encoders/qwen_3_4b.safetensors",
-            ),
-        ),
-        sets=(("model.text_encoder_path", "text_encoders/qwen_3_4b.safetensors"),),
-        families=("z-image", "flux2"),
     ),
     Offer(
         id="qwen3-tokenizer",
