@@ -41,6 +41,15 @@ def test_a_file_that_fits_no_kind_is_unknown_and_no_problem(tmp_path: Path):
     assert (found.kind, found.architecture, found.problem) == ("unknown", None, None)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "language_model.", "model.language_model.", "language_model.model."]
+)
+def test_language_models_are_recognized_alone_and_with_vision(prefix: str, tmp_path: Path):
+    shapes = {f"{prefix}layers.0.self_attn.q_proj.weight": (8, 4), "visual.patch_embed.weight": (2, 2)}
+    found = look(write_model(tmp_path / "x.safetensors", shapes))
+    assert (found.kind, found.architecture, found.width) == ("text-encoder", "language-model", 4)
+
+
 STORED = {
     "scale of no weight": ("single_blocks.77.linear1.scale_weight", "scaled float8 weights"),
     "marker": ("scaled_fp8", "scaled float8 weights"),

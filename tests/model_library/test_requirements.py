@@ -209,3 +209,11 @@ def test_every_key_has_an_offer_whose_files_it_names():
             str(Path(file.save_as).parent) for file in offer.files
         }
         assert {value for _, value in offer.sets} <= places
+
+
+def test_a_diffusers_folder_is_offered_in_place_of_its_network(tmp_path: Path):
+    folder = tmp_path / "fox"
+    write_model(folder / "transformer" / "diffusion_pytorch_model.safetensors", FLUX)
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    alone = write_model(tmp_path / "alone.safetensors", FLUX)
+    assert sorted(choices([tmp_path])["model.path"]) == [alone, folder]

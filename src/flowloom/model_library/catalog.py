@@ -12,18 +12,26 @@ import pkgutil
 import flowloom.model_library.offers as package
 from flowloom.model_library.offer import Offer
 from flowloom.models.family import DEFAULT
+from flowloom.models.recognize import architectures
 
 
-def _offers() -> tuple[Offer, ...]:
-    """All offers, those of the default family first."""
+def _offers() -> dict[str, tuple[Offer, ...]]:
+    """All offers by the group of the first one of their module, those of the default family first."""
     names = sorted(
         (name for _, name, _ in pkgutil.iter_modules(package.__path__)), key=lambda n: (n != DEFAULT, n)
     )
-    modules = (importlib.import_module(f"{package.__name__}.{name}") for name in names)
-    return tuple(offer for module in modules for offer in module.OFFERS)
+    found: dict[str, tuple[Offer, ...]] = {}
+    for name in names:
+        offers: tuple[Offer, ...] = importlib.import_module(f"{package.__name__}.{name}").OFFERS
+        group = architectures()[offers[0].architecture].family
+        found[group] = (*found.get(group, ()), *offers)
+    return found
 
 
-OFFERS = _offers()
+_BY_GROUP = _offers()
+OFFERS = tuple(offer for offers in _BY_GROUP.values() for offer in offers)
+GROUPS = {offer.id: group for group, offers in _BY_GROUP.items() for offer in offers}
+"""The title of the family that each offer is listed with, by its id."""
 
 
 def offer_for(key: str, family: str) -> Offer:

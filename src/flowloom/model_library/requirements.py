@@ -46,7 +46,7 @@ def choices(roots: Sequence[Path], of_families: Sequence[ModelFamily] | None = N
     # Untrained models come last: a form offers the first one.
     models.sort(key=lambda one: one.is_untrained)
     found = {
-        f"model.{key}": [one.path for one in models if _fits(architectures, one)]
+        f"model.{key}": _as_folders(one.path for one in models if _fits(architectures, one))
         for key, architectures in _architectures_by_key(of_families or list(families().values())).items()
     }
     configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
@@ -64,6 +64,16 @@ def choices(roots: Sequence[Path], of_families: Sequence[ModelFamily] | None = N
         folder for folder, kind in tokenizers.items() if kind and not kind.startswith(("CLIP", "T5"))
     ]
     return found
+
+
+def _as_folders(paths: Iterable[Path]) -> list[Path]:
+    """`paths` with a diffusers folder in place of its network: the folder names the other files too."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        folder = path.parent.parent
+        is_network = path.parent.name == "transformer" and (folder / "model_index.json").is_file()
+        found[folder if is_network else path] = None
+    return list(found)
 
 
 def _architectures_by_key(of_families: Sequence[ModelFamily]) -> dict[str, frozenset[str]]:

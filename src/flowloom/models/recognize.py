@@ -6,6 +6,7 @@ that no signature fits is of an unknown kind and is not rejected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -66,7 +67,7 @@ _CLIP_MARKS = (
     "transformer.resblocks.0.attn.out_proj.weight",
 )
 _EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
-_LANGUAGE_MARK = "model.layers.0.self_attn.q_proj.weight"
+_LANGUAGE_MARK = re.compile(r"((language_model|model)\.)*layers\.0\.self_attn\.q_proj\.weight")
 
 
 def recognize(shapes: Shapes) -> list[Found]:
@@ -125,8 +126,8 @@ def _clips(shapes: Shapes) -> list[Found]:
 
 
 def _language_model(shapes: Shapes) -> Found | None:
-    query = shapes.get(_LANGUAGE_MARK)
-    return Found("language-model", query[-1]) if query else None
+    width = next((shape[-1] for name, shape in shapes.items() if _LANGUAGE_MARK.fullmatch(name)), None)
+    return Found("language-model", width) if width else None
 
 
 def _has(shapes: Shapes, prefix: str) -> bool:

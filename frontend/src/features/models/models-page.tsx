@@ -1,22 +1,21 @@
 "use client";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
 import { useRef, useState } from "react";
 import { TaskDialog, type TaskRequest } from "@/components/form/task-form";
 import { Button } from "@/components/ui/button";
 import { ErrorAlert } from "@/components/ui/error-alert";
-import { CheckIcon, DownloadIcon, PlusIcon } from "@/components/ui/icons";
 import { Checkbox } from "@/components/ui/inputs";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
 import { StateBadge } from "@/components/ui/state-badge";
-import { useToasts } from "@/components/ui/toasts";
 import { RunProgress, runHref } from "@/features/run/run-progress";
 import { api, Problem, unwrap } from "@/lib/api/client";
-import { download, library, type Model, type Offer, offers } from "@/lib/api/models";
+import { library, type Model } from "@/lib/api/models";
 import { ACTIVE } from "@/lib/api/queries";
 import { bytes, duration, params } from "@/lib/format";
 import { CompareModels } from "./compare-models";
 import { DeleteFile, UseSettingsButton } from "./file-actions";
+import { OffersPanel } from "./offers-panel";
 
 function AdapterFacts({ model }: { model: Model }) {
   const facts = model.adapter;
@@ -212,65 +211,6 @@ function Downloads() {
   );
 }
 
-function Offers({ onCustom }: { onCustom: () => void }) {
-  const { data } = useQuery({ ...offers, retry: false });
-  const client = useQueryClient();
-  const { notify, notifyError } = useToasts();
-  const get = useMutation({
-    mutationFn: (offer: Offer) => download(offer.download),
-    onSuccess: (run) => {
-      notify(`${run.id} is queued.`, "The download continues even if the studio restarts.");
-      void client.invalidateQueries({ queryKey: ["runs"] });
-    },
-    onError: notifyError,
-  });
-  return (
-    <Panel
-      title="Required for Chroma"
-      flush
-      actions={
-        <Button size="small" onClick={onCustom}>
-          <PlusIcon className="size-3.5" /> Download other model{" "}
-        </Button>
-      }
-    >
-      {!data ? (
-        <div className="p-4">
-          <Skeleton className="h-32" />
-        </div>
-      ) : (
-        <ul className="divide-y">
-          {data.map((offer) => (
-            <li key={offer.id} className="flex items-start justify-between gap-3 px-4 py-2.5">
-              <div className="min-w-0">
-                <p className="text-sm font-medium">{offer.title}</p>
-                <p className="text-xs text-secondary-foreground">{offer.note}</p>
-                <p className="figure text-2xs text-muted-foreground">
-                  {bytes(offer.size)} · {offer.license}
-                </p>
-              </div>
-              {offer.is_here ? (
-                <span className="flex items-center gap-1 text-xs font-medium text-success">
-                  <CheckIcon className="size-3.5" /> installed{" "}
-                </span>
-              ) : (
-                <Button
-                  size="small"
-                  isBusy={get.isPending && get.variables?.id === offer.id}
-                  onClick={() => get.mutate(offer)}
-                  aria-label={`Download ${offer.title}`}
-                >
-                  <DownloadIcon className="size-3.5" /> Download{" "}
-                </Button>
-              )}
-            </li>
-          ))}
-        </ul>
-      )}
-    </Panel>
-  );
-}
-
 export function ModelsPage() {
   const [request, setRequest] = useState<TaskRequest | null>(null);
   return (
@@ -279,7 +219,7 @@ export function ModelsPage() {
         <Library />
         <div className="grid gap-4">
           <Downloads />
-          <Offers
+          <OffersPanel
             onCustom={() =>
               setRequest({ task: "download", title: "Download models", initial: { items: [{}] } })
             }

@@ -33,7 +33,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
   return (
     <>
       <span className="truncate text-sm font-semibold" title={path}>
-        {model?.title ?? model?.name ?? nameOf(path)}
+        {(model?.kind === "pipeline" ? model.name : (model?.title ?? model?.name)) ?? nameOf(path)}
       </span>
       <span className="text-xs text-secondary-foreground">
         {model

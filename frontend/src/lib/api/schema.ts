@@ -606,7 +606,7 @@ export interface paths {
         };
         /**
          * Models to download
-         * @description Files for training Chroma, from their authors' repositories.
+         * @description Files for training, by family, from their authors' repositories.
          */
         get: operations["models-list_offers"];
         put?: never;
@@ -3860,6 +3860,12 @@ export interface components {
             /** Architecture */
             architecture: string;
             download: components["schemas"]["DownloadRequest"];
+            /**
+             * Family
+             * @description Title of the family that it is listed with.
+             * @example Chroma
+             */
+            family: string;
             /**
              * Id
              * @example chroma1-hd

@@ -13,7 +13,7 @@ from flowloom.config.model_files import cached_files, resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.model_library.adapters import AdapterFacts
-from flowloom.model_library.catalog import OFFERS
+from flowloom.model_library.catalog import GROUPS, OFFERS
 from flowloom.model_library.hashes import Mark, known_hashes, mark_of
 from flowloom.model_library.offer import Offer
 from flowloom.model_library.requirements import encoder_keys, missing
@@ -144,6 +144,7 @@ class OfferView(BaseModel):
     note: str
     architecture: str
     license: str
+    family: str = Field(description="Title of the family that it is listed with.", examples=["Chroma"])
     size: int = Field(description="About, in bytes.")
     is_here: bool
     download: DownloadRequest
@@ -254,7 +255,7 @@ def delete_model(
 
 @router.get("/models/offers", summary="Models to download")
 def list_offers(studio: StudioDep) -> list[OfferView]:
-    """Files for training Chroma, from their authors' repositories."""
+    """Files for training, by family, from their authors' repositories."""
     return [_offer(studio, offer) for offer in OFFERS]
 
 
@@ -366,6 +367,7 @@ def _offer(studio: Studio, offer: Offer) -> OfferView:
         note=offer.note,
         architecture=offer.architecture,
         license=offer.license,
+        family=GROUPS[offer.id],
         size=offer.size,
         is_here=all((folder / file.save_as).exists() for file in offer.files),
         download=_download(studio, [offer]),
