@@ -168,7 +168,7 @@ def test_a_store_s_video_is_read_in_parts(films: Path, tmp_path: Path, files: Fi
 
     noise = np.random.default_rng(0)
     path = write_film(
-        tmp_path / "large.mkv", 96, options={"crf": "0"},
+        tmp_path / "large.mkv", 160, options={"crf": "0"},
         frame_of=lambda number: noise.integers(0, 255, (160, 256, 3), np.uint8),
     )  # fmt: skip
     assert path.stat().st_size > 5 * BLOCK_BYTES
