@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowloom.cli.main import main
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection
 from flowloom.engine.__main__ import run_engine
@@ -162,6 +163,11 @@ def test_a_run_previews_clips_and_its_lora_does_the_same_in_diffusers(
         assert (len(frames), stream.average_rate, stream.codec_context.name) == (5, 16, "h264")
     poster = np.asarray(Image.open(folder / "00.poster.png"))
     assert np.abs(frames[0].astype(int) - poster).mean() < 12
+    size = ["--size", "64x32", "--steps", "1", "--frames", "9", "--out-dir", str(tmp_path / "out")]
+    assert main(["sample", str(run_dir.path), "--prompt", "one", *size]) == 0
+    (record,) = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["file"], record["num_frames"], record["fps"]) == ("00.mp4", 9, 16.0)
+    assert (tmp_path / "out" / "00.poster.png").is_file()
     grid, level, texts = tiny.grid(), torch.tensor([0.3, 0.8]), tiny.texts()
     x = torch.randn(2, math.prod(grid) // 4, 64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -25,6 +25,7 @@ from flowloom.datasets.load import load_dataset
 from flowloom.engine.estimate.networks import META, Networks, encoder_keys, unless_cached
 from flowloom.engine.from_cache import missing_from_cache
 from flowloom.engine.memory import QUANTIZED_BYTES
+from flowloom.engine.preview import clip_size
 from flowloom.engine.state import choose_precision
 from flowloom.engine.trainable import adapted_layers, trained_blocks
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
@@ -287,14 +288,16 @@ def _schedule_rows(config: RunConfig, steps_per_epoch: int | None) -> Rows:
 
 def _preview_rows(config: RunConfig) -> Iterator[tuple[str, str]]:
     for section in config.previews:
-        yield f"every {section.inference_every:,} steps", _preview(section, config.preview.batch_caption)
+        yield f"every {section.inference_every:,} steps", _preview(section, config)
 
 
-def _preview(section: InferenceSection, with_caption: bool) -> str:
+def _preview(section: InferenceSection, config: RunConfig) -> str:
     width, height = section.image_dim
-    also = " and the batch's caption" if with_caption else ""
+    also = " and the batch's caption" if config.preview.batch_caption else ""
     prompts = _count(len(section.prompts), "prompt")
-    return f"{prompts}{also}, {width}x{height}, {section.steps} sampler steps, cfg {section.cfg:g}"
+    frames, fps = clip_size(section, config)
+    clip = f", {frames} frames at {fps:g} a second" if fps and frames > 1 else ""
+    return f"{prompts}{also}, {width}x{height}{clip}, {section.steps} sampler steps, cfg {section.cfg:g}"
 
 
 def _result_rows(config: RunConfig) -> Rows:
