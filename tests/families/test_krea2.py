@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import Krea2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_krea2_transformer_checkpoint_to_diffusers
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowloom.config.run import ModelSection
+from flowloom.models.adapters.krea_keys import KREA
 from flowloom.models.families.krea2 import _LAYERS, _OTHERS, _OTHERS_OF_BLOCK, _OUTER, _STACKS, FAMILY
 from flowloom.models.family import detect
 from flowloom.models.weights import save_weights
@@ -79,3 +81,17 @@ def test_norms_stay_in_float32(tmp_path: Path):
     theirs = Krea2Transformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert wide == {name for name, weight in theirs.named_parameters() if weight.dtype == torch.float32}
     assert len(wide) > 10
+
+
+def test_the_rules_of_readers_are_those_of_diffusers_converter():
+    theirs: dict[str, str] = {}
+    ours: dict[str, str] = {}
+    with torch.device("meta"):
+        layers = [name for name, part in make_transformer().named_modules() if isinstance(part, nn.Linear)]
+    for released_name, (name,) in KREA["comfy"].layers.items():
+        key = f"{released_name.format(0)}.weight"
+        (found,) = convert_krea2_transformer_checkpoint_to_diffusers({key: torch.zeros(6, 1)})
+        theirs[released_name], ours[released_name] = found, f"{name.format(0)}.weight"
+    assert ours == theirs
+    stated = {name for (name,) in KREA["comfy"].layers.values()}
+    assert stated == {re.sub(r"_blocks\.\d+", "_blocks.{}", name) for name in layers}

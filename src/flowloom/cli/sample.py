@@ -28,7 +28,7 @@ def sample(arguments: list[str]) -> int:
     add("--fps", type=float, metavar="RATE", help="frame rate of a clip; default: as the run's previews")
     add("--steps", type=int, metavar="N", help="sampler steps; default: those of the run's previews")
     add("--cfg", type=float, metavar="SCALE", help="guidance scale; default: that of the run's previews")
-    add("--guidance", type=float, default=0.0, help="distilled guidance; default: 0, for Chroma")
+    add("--guidance", type=float, default=0.0, help="distilled guidance; 0, the default, is the family's")
     samplers = ("euler", "heun", "midpoint", "dpmpp_2m")
     add("--sampler", choices=samplers, default="euler", help="default: euler")
     add("--seed", type=int, default=0, help="seed of the first image, then counting up; default: 0")

@@ -27,7 +27,7 @@ class RunImportConfig(Section):
     save_as: Annotated[str, Field(max_length=100), SIMPLE] = ""
     """Name of the run here. Empty: its name in the bucket."""
     changes: dict[str, Any] = {}
-    """Settings to change, such as paths of this machine: {"model": {"path": "/data/chroma.safetensors"}}."""
+    """Settings to change, such as paths of this machine: {"model": {"path": "/data/model.safetensors"}}."""
 
 
 def _find_problems(config: RunImportConfig) -> list[Problem]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.models.adapters.key_rules import COMFYUI, DIFFUSERS, KOHYA, KeyRules
+from flowloom.models.adapters.krea_keys import KREA
 from flowloom.models.adapters.names import LoraNames
 from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.diffusers_family import DiffusersFamily, count_blocks
@@ -75,11 +75,6 @@ _OTHERS_OF_BLOCK = {
     "postnorm.scale": "norm2.weight",
     "mod.lin": "scale_shift_table",
 }
-_RULES: Mapping[str, tuple[str, ...]] = {
-    f"{ours}.{{}}.{layer}": (f"{theirs}.{{}}.{part}",)
-    for ours, theirs in _STACKS.items()
-    for layer, part in _LAYERS.items()
-} | {ours: (theirs,) for ours, theirs in _OUTER.items()}
 NAMES = LoraNames(
     stacks=tuple(
         (ours, theirs, {layer: (part,) for layer, part in _LAYERS.items()})
@@ -89,11 +84,7 @@ NAMES = LoraNames(
     title="Krea 2",
     spec="krea-2",
     implementation="https://huggingface.co/krea/Krea-2-Raw",
-    readers={
-        "comfy": KeyRules(COMFYUI, "diffusion_model.", _RULES),
-        "kohya": KeyRules(KOHYA, "lora_unet_", _RULES, is_flat=True),
-        "diffusers": KeyRules(DIFFUSERS, "transformer."),
-    },
+    readers=KREA,
     has_diffusers_layers=True,
     joins_for_comfy=True,
 )
