@@ -250,8 +250,10 @@ def generate_in_batches(
 
 
 def record_of(params: SamplingParams) -> dict[str, Any]:
-    """`params` for samples.json; an image has no frames."""
+    """`params` for samples.json; an image has no frames, and few have references."""
     record = asdict(params)
+    if not params.references:
+        del record["references"]
     if params.num_frames == 1:
         del record["num_frames"], record["fps"]
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -86,7 +87,8 @@ def test_a_folder_elsewhere_is_refused(folder: Path, tmp_path: Path):
 
 
 def test_references_are_uploaded_with_their_images(folder: Path, tmp_path: Path):
-    output, store = tmp_path / "d.jsonl", FolderStore(tmp_path / "bucket")
+    output = tmp_path / "d.jsonl"
+    store: Any = FolderStore(tmp_path / "bucket")
     store.root.mkdir()
     build(str(folder), output, BuildOptions(reference_dirs=(folder / "before",)), lambda _: None)
     report = Uploader(output, "s3://bucket/set", store, folder).upload(
