@@ -10,6 +10,8 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lumin
 from diffusers.loaders.single_file_utils import convert_lumina2_to_diffusers
 from torch import Tensor
 
+from flowloom.config.run import RunConfig
+from flowloom.model_library.requirements import unfit_for
 from flowloom.models.adapters.formats import adapter_content
 from flowloom.models.families.lumina2 import FAMILY, INSTRUCTION, instructed
 from flowloom.models.family import detect
@@ -102,3 +104,11 @@ def test_recomputed_refiners_change_no_gradient(recomputed: tuple[int, int]):
 def test_an_empty_caption_has_no_instruction():
     assert instructed("") == ""
     assert instructed("a fox") == f"{INSTRUCTION}a fox"
+
+
+def test_a_text_without_positions_is_refused():
+    given = {"model": {"family": "lumina2", "path": "x", "t5_max_length": 300}}
+    config = RunConfig.model_validate(given | {"inference": {"prompts": ["a"], "t5_max_length": 299}})
+    (problem,) = unfit_for(config)
+    assert problem.where == "model.t5_max_length"
+    assert "up to 299 tokens, not 300" in problem.text

@@ -148,7 +148,21 @@ def unfit_for(config: RunConfig) -> list[Problem]:
     """`unfit_models` of the files that `config` needs: a cache may replace an encoder."""
     unneeded = cached_files(config)
     unfit = [one for one in unfit_models(config.model.model_dump()) if one.where not in unneeded]
-    return unfit or list(_other_prediction(config.model))
+    return unfit or [*_other_prediction(config.model), *_longer_texts(config)]
+
+
+def _longer_texts(config: RunConfig) -> Iterator[Problem]:
+    """Texts for which the network has no positions."""
+    family = family_for(config.model)
+    longest = family.defaults.longest_text
+    lengths = {"model": config.model.t5_max_length}
+    lengths["inference"] = config.inference.t5_max_length if config.inference else None
+    extra = enumerate(config.extra_inference_config)
+    lengths |= {f"extra_inference_config.{i}": section.t5_max_length for i, section in extra}
+    for section, length in lengths.items():
+        if longest and length and length > longest:
+            message = f"{family.title} reads texts of up to {longest} tokens, not {length}."
+            yield Problem(f"{section}.t5_max_length", message)
 
 
 def _other_prediction(model: ModelSection) -> Iterator[Problem]:

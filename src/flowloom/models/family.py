@@ -143,6 +143,8 @@ class FamilyDefaults:
     """Density of noise levels while training, as `objective.noise_level` spells it."""
     text_length: int = 512
     """Maximum length of a caption in tokens."""
+    longest_text: int | None = None
+    """Tokens of a caption that the network has positions for; None: any number."""
     text_layers: int = 1
     """Layers of the text encoder whose states a text token holds, side by side."""
     lora_targets: tuple[str, ...] = ("double_blocks", "single_blocks")

@@ -147,6 +147,7 @@ class Lumina2Family(DiffusersFamily):
         # sd-scripts' docs/lumina_train_network.md: nextdit_shift, which is e^1.15 at 1024 pixels.
         noise_level={"kind": "shifted", "shift": 3.16},
         text_length=256,
+        longest_text=299,
         lora_targets=("attention.", "feed_forward."),
         always_trained=("x_embedder", "cap_embedder", "final_layer"),
     )

@@ -140,6 +140,7 @@ class ZImageFamily(DiffusersFamily):
         # The paper (arXiv:2511.22699, section 4.3): logit-normal, shifted. musubi-tuner's docs/zimage.md: by
         # 2, whose logarithm is the mean.
         noise_level={"kind": "logit_normal", "mean": 0.69},
+        longest_text=1504,
         lora_targets=("attention.", "feed_forward."),
         always_trained=("x_embedder", "cap_embedder", "final_layer"),
     )
