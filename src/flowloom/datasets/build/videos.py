@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from flowloom.data.fetch.ranged_file import RangedFile
-from flowloom.data.video.probe import VideoInfo, probe
-from flowloom.data.video.scenes import MIN_CLIP_S, divided, scene_starts
 from flowloom.datasets.build.items import Content, LocalFile
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.readers.listing import StoreObject
 from flowloom.errors import DataError
+
+if TYPE_CHECKING:
+    # The studio imports builds, and neither numpy nor PyAV.
+    from flowloom.data.video.probe import VideoInfo
 
 MAX_MEGAPIXELS = 100.0
 """Videos with larger frames are unusable."""
@@ -52,6 +54,8 @@ class MeasuredVideo:
         Raises:
             DataError: every clip would be too short.
         """
+        from flowloom.data.video.scenes import MIN_CLIP_S, divided
+
         info, is_cut = self.info, bool(self.scenes is not None or options.clip_s)
         parts = [(0.0, info.duration_s)]
         if is_cut:
@@ -80,6 +84,9 @@ def measured_video(
         ImageError: it cannot be read.
         SourceError: its store cannot be read.
     """
+    from flowloom.data.video.probe import VideoInfo, probe
+    from flowloom.data.video.scenes import scene_starts
+
     stamp = f"{content.stamp} {RULE}{' scenes' if options.with_scenes else ''}"
     if known and known[0] == stamp:
         info, scenes = orjson.loads(known[1])
