@@ -378,7 +378,8 @@ def _costs(
     of_bucket = [n * image_tokens(family, b.width * b.height) for n, b in zip(planes, buckets, strict=True)]
     tokens = np.array(of_bucket)[row_buckets]
     if family.defaults.reference_size:
-        tokens = tokens + metadata.num_references * image_tokens(family, config.dataloader.reference_pixels)
+        references = metadata.num_references.astype(np.int64)
+        tokens = tokens + references * image_tokens(family, config.dataloader.reference_pixels)
     text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
     return tokens + np.minimum(text_tokens, config.model.max_text_tokens)
 
