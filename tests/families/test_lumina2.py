@@ -9,14 +9,16 @@ import torch
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lumina2_lora_to_diffusers
 from diffusers.loaders.single_file_utils import convert_lumina2_to_diffusers
 from torch import Tensor
+from transformers import Gemma2Config, Gemma2Model
 
-from flowloom.config.run import RunConfig
+from flowloom.config.run import ModelSection, RunConfig
 from flowloom.model_library.requirements import unfit_for
 from flowloom.models.adapters.formats import adapter_content
 from flowloom.models.families.lumina2 import FAMILY, INSTRUCTION, instructed
 from flowloom.models.family import detect
 from flowloom.models.weights import save_weights
 from flowloom.nn.recompute import Recompute
+from tests.engine.test_memory_plan import write_hole
 from tests.families.lumina2 import in_release, make_transformer
 
 CPU = torch.device("cpu")
@@ -112,3 +114,14 @@ def test_a_text_without_positions_is_refused():
     (problem,) = unfit_for(config)
     assert problem.where == "model.t5_max_length"
     assert "up to 299 tokens, not 300" in problem.text
+
+
+def test_comfyuis_file_of_gemma_needs_no_settings(tmp_path: Path):
+    """It has no config.json beside it, and holds the tokenizer."""
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict({"model": Gemma2Model(Gemma2Config())})
+        model.register_buffer("spiece_model", torch.zeros(5))
+    path = write_hole(tmp_path / "gemma_2_2b_fp16.safetensors", model)
+    section = ModelSection(path="x", vae_path="x", text_encoder_path=str(path))
+    loaded = FAMILY.encoders(section)["model.text_encoder_path"](torch.device("meta"), torch.float32)
+    assert sum(weight.numel() for weight in loaded.parameters()) == 2_614_341_888

@@ -19,7 +19,7 @@ from flowloom.models.header import read_small_json
 from flowloom.models.weights import Weights, assign_weights, open_weights
 
 _PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
-_OTHER_PARTS = ("lm_head.", "visual.", "vision_tower.", "multi_modal_projector.")
+_OTHER_PARTS = ("lm_head.", "visual.", "vision_tower.", "multi_modal_projector.", "spiece_model")
 
 
 class LanguageModel:
