@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.loaders.single_file_utils import (
     convert_flux2_transformer_checkpoint_to_diffusers,
     convert_ldm_vae_checkpoint,
@@ -26,6 +26,8 @@ from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import load_encoders
+from flowloom.engine.estimate.memory_plan import Machine, plan_memory
+from flowloom.engine.estimate.networks import Networks
 from flowloom.engine.export import export_adapter
 from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
@@ -39,8 +41,10 @@ from flowloom.models.family import detect
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.recompute import Recompute
 from flowloom.run.directory import RunDir
-from flowloom.run.events import read_events
+from flowloom.trainers.engine import PRESETS
+from tests.engine.test_memory_plan import write_hole
 from tests.families.flux2 import TinyFlux2
+from tests.families.test_contract import losses
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red bar on white, number 1", "blue bar"]
@@ -300,10 +304,6 @@ def released_autoencoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def losses(run_dir: RunDir) -> list[float]:
-    return [event["loss"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
-
-
 def test_a_lora_in_kohyas_names_does_the_same_in_diffusers(
     klein: Made, make_run: Callable[..., RunDir], tmp_path: Path
 ):
@@ -320,11 +320,11 @@ def test_a_lora_in_kohyas_names_does_the_same_in_diffusers(
     adapted = [part for part in theirs.transformer.modules() if isinstance(part, BaseTunerLayer)]
     assert len(adapted) == 12 + 2 * 2
     assert len([name for name in open_weights(exported) if name.endswith("lora_down.weight")]) == 8 + 2 * 2
-    x, level, texts = klein.inputs()
+    given = klein.inputs()
     with torch.no_grad():
-        ours = FAMILY.predict(network, x, level, texts, GRID)
-        found = klein.given.velocity(theirs.transformer, x, level, texts, GRID)
-        base = klein.given.velocity(klein.pipeline.transformer, x, level, texts, GRID)
+        ours = FAMILY.predict(network, *given, GRID)
+        found = klein.given.velocity(theirs.transformer, *given, GRID)
+        base = klein.given.velocity(klein.pipeline.transformer, *given, GRID)
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)
     assert (found - base).abs().max() > 1e-3
 
@@ -354,6 +354,49 @@ def test_every_method_begins_with_the_same_loss(make_run: Callable[..., RunDir],
         run_dir = make_run(method, model=model, limits={"max_steps": 1}, **sections)
         run_engine(run_dir)
         (found[method],) = losses(run_dir)
-        assert run_dir.latest_checkpoint()
     assert found["rotation"] == found["streamed"] == pytest.approx(found["full"], rel=1e-6)
     assert 0 < abs(found["4bit"] / found["full"] - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "width", "billions"),
+    [((5, 20), 24, 7680, 3.876), ((8, 24), 32, 12_288, 9.079)],
+)
+def test_each_preset_fits_its_card(
+    tmp_path: Path, layers: tuple[int, int], heads: int, width: int, billions: float
+):
+    """klein 4B and 9B in 12, 16 and 24 GB, at 1024 pixels."""
+    counts: dict[str, Any] = {
+        "num_layers": layers[0],
+        "num_single_layers": layers[1],
+        "num_attention_heads": heads,
+    }
+    with torch.device("meta"):
+        network = Flux2Transformer2DModel(**counts, joint_attention_dim=width, guidance_embeds=False)
+        path = write_hole(tmp_path / "flux-2-klein.safetensors", network)
+    for size in (12, 16, 24):
+        preset = next(each for each in PRESETS if each.name == f"lora-{size}gb")
+        sections = {"model": {"path": str(path)}, "dataloader": {"base_resolution": [1024]}}
+        config = RunConfig.model_validate({**preset.config, **sections})
+        networks = Networks.from_config(config)
+        assert networks.total / 1e9 == pytest.approx(billions, abs=0.001)
+        plan = plan_memory(config, networks, Machine(torch.device("cuda"), size * 2**30, 32 * 2**30))
+        assert plan.fits, plan.parts
+
+
+def test_adapters_of_shared_modulations_are_exported(
+    klein: Made, make_run: Callable[..., RunDir], tmp_path: Path
+):
+    """If the configuration names them; an export that the program would not read is refused."""
+    model = klein.section.model_dump() | {"chroma_path": ""}
+    targets = [*MODULATIONS, "time_in", "txt_in"]
+    run_dir = make_run(model=model, lora=LORA | {"target_layers": targets}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    for form in ("comfy", "kohya", "diffusers"):
+        export_adapter(run_dir.path, form, tmp_path / f"{form}.safetensors")
+    names = open_weights(tmp_path / "comfy.safetensors").keys()
+    assert names >= {f"diffusion_model.{part}.lin.lora_A.weight" for part in MODULATIONS}
+    theirs = Flux2KleinPipeline.from_pretrained(klein.section.path, local_files_only=True)
+    theirs.load_lora_weights(str(tmp_path / "diffusers.safetensors"))
+    adapted = [part for part in theirs.transformer.modules() if isinstance(part, BaseTunerLayer)]
+    assert len(adapted) == 3 + 2 + 1
