@@ -43,7 +43,7 @@ from flowloom.nn.recompute import Recompute
 from flowloom.run.directory import RunDir
 from flowloom.trainers.engine import PRESETS
 from tests.engine.test_memory_plan import write_hole
-from tests.families.flux2 import TinyFlux2
+from tests.families.flux2 import TinyFlux2, released_autoencoder
 from tests.families.test_contract import losses
 
 CPU = torch.device("cpu")
@@ -277,33 +277,6 @@ def test_the_autoencoder_is_read_from_a_single_file(klein: Made, tmp_path: Path)
     )
 
 
-def released_autoencoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state of diffusers' autoencoder of four levels, by Black Forest Labs' names."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        new = name
-        for level in range(4):
-            new = new.replace(f"encoder.down_blocks.{level}.resnets", f"encoder.down.{level}.block")
-            new = new.replace(
-                f"encoder.down_blocks.{level}.downsamplers.0", f"encoder.down.{level}.downsample"
-            )
-            new = new.replace(f"decoder.up_blocks.{level}.resnets", f"decoder.up.{3 - level}.block")
-            new = new.replace(f"decoder.up_blocks.{level}.upsamplers.0", f"decoder.up.{3 - level}.upsample")
-        for theirs, ours in (
-            ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
-            ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
-            ("mid_block.attentions.0.to_q", "mid.attn_1.q"), ("mid_block.attentions.0.to_k", "mid.attn_1.k"),
-            ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
-            ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
-            ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
-        ):  # fmt: skip
-            new = new.replace(theirs, ours)
-        new = f"encoder.{new}" if new.startswith("quant_conv") else new
-        new = f"decoder.{new}" if new.startswith("post_quant_conv") else new
-        renamed[new] = tensor[:, :, None, None] if ".attn_1." in new and tensor.ndim == 2 else tensor
-    return renamed
-
-
 def test_a_lora_in_kohyas_names_does_the_same_in_diffusers(
     klein: Made, make_run: Callable[..., RunDir], tmp_path: Path
 ):
@@ -372,7 +345,9 @@ def test_each_preset_fits_its_card(
         "num_attention_heads": heads,
     }
     with torch.device("meta"):
-        network = Flux2Transformer2DModel(**counts, joint_attention_dim=width, guidance_embeds=False)
+        network = Flux2Transformer2DModel(
+            **counts, num_attention_heads=heads, joint_attention_dim=width, guidance_embeds=False
+        )
         path = write_hole(tmp_path / "flux-2-klein.safetensors", network)
     for size in (12, 16, 24):
         preset = next(each for each in PRESETS if each.name == f"lora-{size}gb")

@@ -119,6 +119,33 @@ def make_flux2_pipeline(*, is_dev: bool) -> Any:
     return pipeline
 
 
+def released_autoencoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state of diffusers' autoencoder of four levels, by Black Forest Labs' names."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = name
+        for level in range(4):
+            new = new.replace(f"encoder.down_blocks.{level}.resnets", f"encoder.down.{level}.block")
+            new = new.replace(
+                f"encoder.down_blocks.{level}.downsamplers.0", f"encoder.down.{level}.downsample"
+            )
+            new = new.replace(f"decoder.up_blocks.{level}.resnets", f"decoder.up.{3 - level}.block")
+            new = new.replace(f"decoder.up_blocks.{level}.upsamplers.0", f"decoder.up.{3 - level}.upsample")
+        for theirs, ours in (
+            ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+            ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+            ("mid_block.attentions.0.to_q", "mid.attn_1.q"), ("mid_block.attentions.0.to_k", "mid.attn_1.k"),
+            ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
+            ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
+            ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
+        ):  # fmt: skip
+            new = new.replace(theirs, ours)
+        new = f"encoder.{new}" if new.startswith("quant_conv") else new
+        new = f"decoder.{new}" if new.startswith("post_quant_conv") else new
+        renamed[new] = tensor[:, :, None, None] if ".attn_1." in new and tensor.ndim == 2 else tensor
+    return renamed
+
+
 class TinyFlux2:
     """See TinyPipeline."""
 
