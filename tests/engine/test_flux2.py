@@ -339,15 +339,10 @@ def test_each_preset_fits_its_card(
     tmp_path: Path, layers: tuple[int, int], heads: int, width: int, billions: float
 ):
     """klein 4B and 9B in 12, 16 and 24 GB, at 1024 pixels."""
-    counts: dict[str, Any] = {
-        "num_layers": layers[0],
-        "num_single_layers": layers[1],
-        "num_attention_heads": heads,
-    }
+    counts: dict[str, Any] = {"num_layers": layers[0], "num_single_layers": layers[1]}
+    counts |= {"num_attention_heads": heads, "joint_attention_dim": width, "guidance_embeds": False}
     with torch.device("meta"):
-        network = Flux2Transformer2DModel(
-            **counts, num_attention_heads=heads, joint_attention_dim=width, guidance_embeds=False
-        )
+        network = Flux2Transformer2DModel(**counts)
         path = write_hole(tmp_path / "flux-2-klein.safetensors", network)
     for size in (12, 16, 24):
         preset = next(each for each in PRESETS if each.name == f"lora-{size}gb")
