@@ -112,6 +112,10 @@ class ClipRules(NamedTuple):
         return (num_frames - 1) // self.frames_per_latent + 1
 
 
+ANY_CLIP = ClipRules((1,), 24.0, 1)
+"""Every clip, as its first frame."""
+
+
 def clip_rules(config: RunConfig) -> ClipRules | None:
     """The clips that `config` trains on; None if its model trains on images only.
 
@@ -160,15 +164,20 @@ class Dataset:
     """None: a dataset of images for a model that trains on images only."""
 
     @classmethod
-    def from_sources(cls, sources: list[DatasetSource], config: RunConfig) -> Dataset:
+    def from_sources(
+        cls, sources: list[DatasetSource], config: RunConfig, *, is_checked: bool = False
+    ) -> Dataset:
         """`sources` as one dataset; `flowloom.datasets.load` resolves folders of images first.
+
+        Args:
+            is_checked: the rows are only checked, so that videos are read for every model.
 
         Raises:
             DataError: a JSONL cannot be read, too many rows cannot be used, or it has videos and the model
                 trains on images only.
             ConfigError: the model does not take this number of frames.
         """
-        limits, clips = config.limits, clip_rules(config)
+        limits, clips = config.limits, clip_rules(config) or (ANY_CLIP if is_checked else None)
         parts = [read_metadata(source.path) for source in sources]
         if clips is None:
             for part in parts:

@@ -9,15 +9,18 @@ from flowloom.data.dataset import Dataset, DatasetSource, clip_rules, dataset_so
 from flowloom.datasets.build.update import folder_rows
 
 
-def load_dataset(config: RunConfig) -> Dataset:
+def load_dataset(config: RunConfig, *, is_checked: bool = False) -> Dataset:
     """The datasets that `dataloader` and `datasets` name, as one. Rows of folders are brought up to date.
+
+    Args:
+        is_checked: see `Dataset.from_sources`.
 
     Raises:
         DataError: a JSONL or folder cannot be read, or too many rows cannot be used.
     """
     with_videos = clip_rules(config) is not None
     sources = [_with_jsonl(source, with_videos) for source in dataset_sources(config)]
-    return Dataset.from_sources(sources, config)
+    return Dataset.from_sources(sources, config, is_checked=is_checked)
 
 
 def _with_jsonl(source: DatasetSource, with_videos: bool) -> DatasetSource:

@@ -15,6 +15,7 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.datasets.lint.captions import CaptionCounter, text_problem
+from flowloom.datasets.lint.clips import clip_findings
 from flowloom.datasets.lint.images import ImageCheck, ImageChecker
 from flowloom.datasets.lint.near_duplicates import MAX_BITS, group_near_duplicates
 from flowloom.datasets.lint.report import BucketUse, Finding, Report
@@ -77,7 +78,7 @@ def lint(options: LintOptions) -> LintedDataset:
     duplicates, num_crowded = _duplicates(dataset, checks, options.near_bits)
     findings += duplicates
     metadata, data = dataset.metadata, options.config.dataloader
-    num_decoded = sum(check.is_decoded or bool(check.damaged) for check in checks)
+    num_decoded = sum(check.is_decoded or bool(check.damaged or check.video) for check in checks)
     report = Report(
         path=str(dataset.path),
         images=str(dataset.folder),
@@ -104,7 +105,7 @@ def open_dataset(config: RunConfig) -> Dataset:
         DataError: the JSONL is missing or has no usable row.
     """
     limits = config.limits.model_copy(update={"skipped_percentage": 1.0})
-    return load_dataset(config.model_copy(update={"limits": limits}))
+    return load_dataset(config.model_copy(update={"limits": limits}), is_checked=True)
 
 
 def _check_images(dataset: Dataset, options: LintOptions) -> list[ImageCheck]:
@@ -143,15 +144,11 @@ def _image_findings(dataset: Dataset, row: Row, check: ImageCheck, options: Lint
         yield finding(
             "wrong_size", f"recorded as {row.width} x {row.height}, but the image is {width} x {height}"
         )
+    for kind, message in clip_findings(row, check.video) if check.video else ():
+        yield finding(kind, message)
     bucket = int(dataset.row_buckets[row.index])
     if bucket == LEFT_OUT:
-        cutoff = options.config.dataloader.ratio_cutoff
-        ratio = max(row.width / row.height, row.height / row.width)
-        yield finding(
-            "left_out",
-            f"{row.width} x {row.height} has an aspect ratio of {ratio:.2f}; the limit is {cutoff:g}",
-            ratio,
-        )
+        yield finding(*_left_out(dataset, row, options.config.dataloader.ratio_cutoff))
         return
     size = dataset.buckets[bucket].size
     scale = max(size[0] / width, size[1] / height)
@@ -159,6 +156,17 @@ def _image_findings(dataset: Dataset, row: Row, check: ImageCheck, options: Lint
         yield finding(
             "small", f"{width} x {height} is upscaled {scale:.2f} times to {size[0]} x {size[1]}", scale
         )
+
+
+def _left_out(dataset: Dataset, row: Row, cutoff: float) -> tuple[str, str, float]:
+    """Kind, message and amount of the finding about a row without a bucket."""
+    ratio = max(row.width / row.height, row.height / row.width)
+    if row.is_clip and ratio < cutoff and dataset.clips:
+        at = f" at {row.fps:g} frames/s" if row.fps else ""
+        least = f"{dataset.clips.lengths[0]} at {dataset.clips.fps:g} frames/s"
+        return "short_clip", f"{row.num_frames} frames{at}; the least is {least}", row.num_frames
+    message = f"{row.width} x {row.height} has an aspect ratio of {ratio:.2f}; the limit is {cutoff:g}"
+    return "left_out", message, ratio
 
 
 def _duplicates(dataset: Dataset, checks: list[ImageCheck], near_bits: int) -> tuple[list[Finding], int]:

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from flowloom.data.buckets import Bucket
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_image
 from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.data.subjects import file_of
+from flowloom.data.video.decode import Clip, load_clip
+from flowloom.data.video.probe import VideoInfo, probe
 from flowloom.datasets.lint.near_duplicates import SIDE, Fingerprint, fingerprint
 from flowloom.errors import ImageError
 from flowloom.storage.base import StorageSection
@@ -39,6 +42,8 @@ class ImageCheck:
     """The reason why there is no file."""
     damaged: str = ""
     """The reason why it cannot be decoded."""
+    video: VideoInfo | None = None
+    """The facts of a clip's video."""
 
     @property
     def is_decoded(self) -> bool:
@@ -70,6 +75,8 @@ class ImageChecker:
         """Check the image of `row`; one at a URL is not downloaded unless `with_urls` is set."""
         if row.is_url_based and not self.with_urls:
             return ImageCheck()
+        if row.is_clip:
+            return check_clip(self._images, row, self.dataset)
         try:
             source = self.source(row)
         except ImageError as error:
@@ -104,6 +111,21 @@ class ImageChecker:
                 progress(index + 1)
             while pending:
                 yield pending.popleft().result()
+
+
+def check_clip(images: ImageSource, row: Row, dataset: Dataset) -> ImageCheck:
+    """Read the video of `row` and decode the first frame of its clip."""
+    folder, limit = dataset.source_of(row).folder, dataset.max_megapixels
+    try:
+        video = images.open_video(row, folder)
+    except ImageError as error:
+        return ImageCheck(missing=str(error))
+    try:
+        info = probe(video, limit)
+        load_clip(images.open_video(row, folder), Clip(row.start_s, info.fps), Bucket(SIDE, SIDE), limit)
+    except ImageError as error:
+        return ImageCheck(damaged=str(error))
+    return ImageCheck((info.width, info.height), video=info)
 
 
 def displayed_size(source: bytes | Path) -> tuple[int, int]:

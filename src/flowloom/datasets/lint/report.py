@@ -28,6 +28,9 @@ KINDS: dict[str, Kind] = {
     "missing_file": Kind("error", "Missing files", "Check --images; " + FIX + "removes the rows."),
     "damaged_file": Kind("error", "Damaged images", FIX + "removes the rows; or download the files again."),
     "wrong_size": Kind("error", "Wrong recorded sizes", FIX + "writes the sizes of the files."),
+    "clip_end": Kind("error", "Clips beyond their videos", "Build the JSONL again, or shorten num_frames."),
+    "cut_video": Kind("warning", "Incomplete videos", "Download them again; builds trim their clips."),
+    "short_clip": Kind("warning", "Left out by length", "Add a smaller number to video.num_frames."),
     "duplicate": Kind("warning", "Exact duplicates", FIX + "keeps the first of each group."),
     "near_duplicate": Kind("warning", "Near duplicates", FIX + "--near keeps the largest of each group."),
     "small": Kind("warning", "Too small for their buckets", "Lower the resolution, or use larger files."),
@@ -38,6 +41,8 @@ KINDS: dict[str, Kind] = {
     "repeated_row": Kind(
         "note", "Repeated rows", "Ignore this if they are intended, such as Kohya's repeats."
     ),
+    "variable_rate": Kind("note", "Variable frame rate", "Training resamples them by their times."),
+    "no_sound": Kind("note", "Videos without sound", "This matters only for models with sound."),
     "no_weight": Kind("note", "Rows without weight", "loss_weight 0 has no effect: remove the rows."),
 }
 """In the order of the report."""
