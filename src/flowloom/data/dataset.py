@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from flowloom.config.data_sections import DatasetSection
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT, Bucket, Size, assign, assign_frames, make_buckets
+from flowloom.data.clip_rules import ANY_CLIP, ClipRules, check_images_only, clip_rules
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
 from flowloom.data.order import BatchingOptions, EpochPlan, plan_epoch
-from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.models.family import family_for, image_tokens
 
 __all__ = [
@@ -98,52 +98,6 @@ def _additional_source(section: DatasetSection, first: DatasetSource, sizes: dic
     )
 
 
-class ClipRules(NamedTuple):
-    """The clips of a run that trains on video."""
-
-    lengths: tuple[int, ...]
-    """Numbers of frames, ascending."""
-    fps: float
-    frames_per_latent: int
-    """Frames of each plane of latents after the first."""
-
-    def planes(self, num_frames: int) -> int:
-        """Planes of latents of a clip."""
-        return (num_frames - 1) // self.frames_per_latent + 1
-
-
-ANY_CLIP = ClipRules((1,), 24.0, 1)
-"""Every clip, as its first frame."""
-
-
-def clip_rules(config: RunConfig) -> ClipRules | None:
-    """The clips that `config` trains on; None if its model trains on images only.
-
-    Raises:
-        ConfigError: the autoencoder does not encode this number of frames, or sides of these sizes.
-    """
-    family = family_for(config.model)
-    defaults = family.defaults.clips
-    if defaults is None:
-        return None
-    lengths = tuple(sorted(set(config.video.num_frames) or {defaults.num_frames}))
-    rules = ClipRules(lengths, config.video.fps or defaults.fps, defaults.frames_per_latent)
-    step = rules.frames_per_latent
-    for length in lengths:
-        if (length - 1) % step:
-            nearest = (length - 1) // step * step + 1
-            hint = f"Set it to {nearest} or {nearest + step}."
-            message = f"is {length}; {family.title} encodes {step}n + 1 frames."
-            raise ConfigError("the configuration", [Problem("video.num_frames", message, hint=hint)])
-    side = family.factor * family.patch
-    if any(size % side for size in (config.dataloader.resolution_step, *config.resolutions)):
-        message = (
-            f"and base_resolution must be multiples of {side} for {family.title}, whose tokens are that wide."
-        )
-        raise ConfigError("the configuration", [Problem("dataloader.resolution_step", message)])
-    return rules
-
-
 @dataclass(frozen=True)
 class Dataset:
     """Rows with their buckets, or the part to train or validate: other rows have the bucket LEFT_OUT."""
@@ -181,7 +135,7 @@ class Dataset:
         parts = [read_metadata(source.path) for source in sources]
         if clips is None:
             for part in parts:
-                _check_images_only(part, family_for(config.model).title)
+                check_images_only(part, family_for(config.model).title)
         metadata = parts[0] if len(parts) == 1 else JoinedMetadata(parts)
         red, green, blue = bytes.fromhex(limits.background[1:])
         seed = config.training.master_seed
@@ -329,16 +283,6 @@ def repeats_of(sources: Sequence[DatasetSource], counts: Sequence[int]) -> list[
 
 def _by_source(rows: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[Any]]:
     yield from np.split(rows, np.cumsum(lengths)[:-1])
-
-
-def _check_images_only(rows: Rows, model: str) -> None:
-    videos = np.flatnonzero(rows.num_frames)
-    if len(videos):
-        row = rows.row(int(videos[0]))
-        raise DataError(
-            f"{rows.path}:{row.line}: {row.filename} is a video, and so are {len(videos) - 1:,} other rows; "
-            f"{model} trains on images only. Remove these rows, or choose a model that trains on video."
-        )
 
 
 def _assign_buckets(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import Dataset, DatasetSource, clip_rules, dataset_sources
+from flowloom.data.clip_rules import clip_rules
+from flowloom.data.dataset import Dataset, DatasetSource, dataset_sources
 from flowloom.datasets.build.update import folder_rows
 
 

@@ -18,7 +18,8 @@ from flowloom.config.data_sections import DatasetSection
 from flowloom.config.flow_format.sections import DataloaderSection
 from flowloom.config.model_files import is_folder
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import clip_rules, dataset_sources
+from flowloom.data.clip_rules import clip_rules
+from flowloom.data.dataset import dataset_sources
 from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.update import FolderRows, folder_rows, freshness, left_out_message, num_differing
