@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from flowloom.config.validation import problems_of
+from flowloom.config.run import RunConfig
+from flowloom.config.validation import booleans_for_numbers, problems_of
 
 
 class Few(BaseModel):
@@ -19,3 +20,16 @@ def test_too_few_and_too_many_values_are_counted_as_people_do() -> None:
         Few.model_validate(data)
     said = {problem.where: problem.text for (problem,) in problems_of(caught.value, data).values()}
     assert said == {"prompts": "needs at least 1 value, not 0.", "sizes": "needs 3 values, not 4."}
+
+
+def test_true_and_false_are_values_of_every_key_that_takes_them() -> None:
+    """`auto` or a boolean is no number."""
+    properties = RunConfig.model_json_schema()["$defs"]["MemorySection"]["properties"]
+    switches = [
+        name
+        for name, schema in properties.items()
+        if "boolean" in {kind.get("type") for kind in (schema, *schema.get("anyOf", []))}
+    ]
+    assert "offload_activations" in switches
+    for name in properties:
+        assert bool(booleans_for_numbers({"memory": {name: True}})) == (name not in switches), name

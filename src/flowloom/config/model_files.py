@@ -28,15 +28,19 @@ def check_files(config: RunConfig) -> list[Problem]:
         *missing_files(config.model, config.dataloader, config.datasets, cached_files(config)),
         *(_missing(key, settings, "DeepSpeed's settings") if settings else ()),
         *_missing_references(config),
-        *_wrong_mask(config),
+        *_keys_of_others(config),
     ]
 
 
-def _wrong_mask(config: RunConfig) -> Iterator[Problem]:
+def _keys_of_others(config: RunConfig) -> Iterator[Problem]:
+    """Settings that only other families have."""
     family = family_for(config.model)
     if config.objective.mask_mode == "flow_union" and family.name != DEFAULT:
         message = f"flow_union is FLOW's own mask, which {family.title} has no use for: set it to per_sample."
         yield Problem("objective.mask_mode", message)
+    if config.model.use_x0 and not family.defaults.has_x0_networks:
+        message = f"{family.title} predicts the velocity, not the image: set it to false."
+        yield Problem("model.use_x0", message)
 
 
 def _missing_references(config: RunConfig) -> Iterator[Problem]:

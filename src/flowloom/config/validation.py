@@ -40,7 +40,7 @@ def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
         pairs = data.items() if is_object(data) else enumerate(data)
         return [problem for name, value in pairs for problem in booleans_for_numbers(value, f"{path}{name}.")]
     key = key_of(path.rstrip("."))
-    if not isinstance(data, bool) or key is None or key.type_text == "bool":
+    if not isinstance(data, bool) or key is None or "bool" in key.type_text.split(" or "):
         return []
     message = f"must be {key.type_text}, not {_shown(data, path)}."
     return [Problem(path.rstrip("."), message, "wrong-type")]

@@ -158,6 +158,8 @@ class FamilyDefaults:
     reference_size: Callable[[int, int, int], tuple[int, int]] | None = None
     """Width and height of a reference image as the network sees it, by its width, height and the resolution;
     None: the network does not edit images."""
+    has_x0_networks: bool = False
+    """Some of its networks predict the image instead of the velocity."""
     keeps_norms: bool = False
     """Classifier-free guidance keeps the norm that each token of the velocity has without it."""
     idle_layers: tuple[str, ...] = ()

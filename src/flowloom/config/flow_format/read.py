@@ -19,7 +19,7 @@ from flowloom.config.data_sections import DatasetSection
 from flowloom.config.flags import Laid, Overrides, apply_flags
 from flowloom.config.flow_format.keys import FLOW_KEYS
 from flowloom.config.flow_format.translate import general_name, refuse_foreign, translate
-from flowloom.config.model_files import cached_files, missing_files, resolve_paths, with_reason
+from flowloom.config.model_files import check_files, missing_files, resolve_paths, with_reason
 from flowloom.config.remote_models import model_with_headers
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.config.secrets import usable_secrets
@@ -175,12 +175,13 @@ def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid
         model = model_with_headers(model, StorageSection.model_validate(valid.get("storage", {})))
     except ConfigError as error:
         unreadable = error.problems
-    config = config.model_copy(update={"model": model}) if config else None
-    absolute = [resolve_paths(section, folder) for section in datasets]
-    sections = (resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
-    missing = missing_files(*sections, cached_files(config) if config else ())
-    explained = [with_reason(problem, config) for problem in missing] if config else missing
-    return _placed([*unreadable, *explained], laid)
+    if config:
+        config = resolve_paths(config.model_copy(update={"model": model}), folder)
+        found = [with_reason(problem, config) for problem in check_files(config)]
+    else:
+        absolute = [resolve_paths(section, folder) for section in datasets]
+        found = missing_files(resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
+    return _placed([*unreadable, *found], laid)
 
 
 def _notes(config: RunConfig, secrets: dict[str, str]) -> list[str]:

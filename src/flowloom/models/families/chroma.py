@@ -116,6 +116,7 @@ class ChromaFamily:
         Activations(kept=21, without_ffn=15, ffn_cost=0.11, block_cost=0.65),
         guidance_effect="Chroma was trained with 0, so image quality may suffer",
         never_trained={APPROXIMATOR: "that breaks Chroma"},
+        has_x0_networks=True,
     )
 
     def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002

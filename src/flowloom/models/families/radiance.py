@@ -83,6 +83,7 @@ class RadianceFamily(ChromaFamily):
         always_trained=("txt_in", "img_in_patch", "nerf_image_embedder", "nerf_final_layer_conv"),
         guidance_effect="Chroma was trained with 0, so image quality may suffer",
         never_trained={APPROXIMATOR: "that breaks Chroma"},
+        has_x0_networks=True,
     )
 
     def loader(self) -> Loader:
