@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flowloom.config.flow_format.read import read_config
+from flowloom.config.model_files import resolve_paths
+from flowloom.config.run import ModelSection
 from flowloom.errors import ConfigError
+from flowloom.model_library.requirements import unfit_models
+from tests.families.krea2 import TinyKrea2
+from tests.families.lumina2 import TinyLumina2
+from tests.families.qwen_image import TinyQwenImage
 from tests.families.zimage import TinyZImage
 
 
@@ -43,3 +50,15 @@ def test_keys_of_other_families_are_refused_as_a_file_is_read(
         read_config(path, with_files=True)
     assert [problem.where for problem in caught.value.problems] == [key]
     assert text in caught.value.problems[0].message
+
+
+@pytest.mark.parametrize("other", [TinyKrea2, TinyLumina2, TinyQwenImage])
+def test_a_text_encoder_of_another_kind_is_refused(folder: Path, tmp_path: Path, other: Any):
+    """As wide as the right one, it would give other texts without an error."""
+    with torch.random.fork_rng():
+        other().make(tmp_path, tmp_path).text_encoder.save_pretrained(tmp_path / "other")
+    section = resolve_paths(ModelSection(path=str(folder)), tmp_path)
+    assert not unfit_models(section.model_dump())
+    (problem,) = unfit_models(section.model_dump() | {"text_encoder_path": str(tmp_path / "other")})
+    assert problem.where == "model.text_encoder_path"
+    assert problem.message.endswith(": Qwen3 4B goes here.")

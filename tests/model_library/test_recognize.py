@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flowloom.errors import WeightsError
+from flowloom.import_warnings import quiet_imports
 from flowloom.model_library.scan import find, look, name_parts
 from flowloom.models.header import MAX_HEADER, read_header
 from tests.model_library.conftest import CHROMA, KNOWN, T5_XXL, VAE_4, write_model
+
+with quiet_imports():
+    from transformers import (
+        Gemma2Config,
+        Gemma2Model,
+        MistralConfig,
+        MistralModel,
+        Qwen2Config,
+        Qwen2Model,
+        Qwen3Config,
+        Qwen3Model,
+    )
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -48,6 +62,26 @@ def test_language_models_are_recognized_alone_and_with_vision(prefix: str, tmp_p
     shapes = {f"{prefix}layers.0.self_attn.q_proj.weight": (8, 4), "visual.patch_embed.weight": (2, 2)}
     found = look(write_model(tmp_path / "x.safetensors", shapes))
     assert (found.kind, found.architecture, found.width) == ("text-encoder", "language-model", 4)
+
+
+def test_language_models_are_distinguished_by_transformers_names(tmp_path: Path):
+    """An encoder of another kind with the same width, such as Qwen3-VL 4B for Qwen3 4B, gives other texts."""
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 8}
+    with torch.device("meta"):
+        networks = {
+            "qwen3": Qwen3Model(Qwen3Config(**sizes)),
+            "gemma2": Gemma2Model(Gemma2Config(**sizes)),
+            "qwen2.5": Qwen2Model(Qwen2Config(**sizes)),
+            "language-model": MistralModel(MistralConfig(**sizes)),
+        }
+    for kind, network in networks.items():
+        shapes = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+        path = write_model(tmp_path / f"{kind}.safetensors", shapes)
+        assert look(path).architecture == kind
+    shapes = {f"model.language_model.{name}": (8, 8) for name in networks["qwen3"].state_dict()}
+    path = write_model(tmp_path / "vision.safetensors", shapes | {"model.visual.patch_embed.proj.bias": (2,)})
+    assert look(path).architecture == "qwen3-vl"
 
 
 STORED = {

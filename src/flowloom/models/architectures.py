@@ -73,6 +73,10 @@ ENCODERS = {
     "clip-l": Architecture("text-encoder", "CLIP", "CLIP L"),
     "clip-g": Architecture("text-encoder", "CLIP", "CLIP G"),
     "clip-h": Architecture("text-encoder", "CLIP", "CLIP H"),
+    "qwen3": Architecture("text-encoder", "Language models", "Qwen3"),
+    "qwen3-vl": Architecture("text-encoder", "Language models", "Qwen3-VL"),
+    "qwen2.5": Architecture("text-encoder", "Language models", "Qwen2.5 or Qwen2.5-VL"),
+    "gemma2": Architecture("text-encoder", "Language models", "Gemma 2"),
     "language-model": Architecture("text-encoder", "Language models", "a language model"),
 }
 VAES_BY_CHANNELS = {4: "vae-sd", 16: "vae-flux", 32: "vae-flux2"}

@@ -67,7 +67,7 @@ _CLIP_MARKS = (
     "transformer.resblocks.0.attn.out_proj.weight",
 )
 _EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
-_LANGUAGE_MARK = re.compile(r"((language_model|model)\.)*layers\.0\.self_attn\.q_proj\.weight")
+_LANGUAGE_MARK = re.compile(r"(((language_model|model)\.)*layers\.0\.)self_attn\.q_proj\.weight")
 
 
 def recognize(shapes: Shapes) -> list[Found]:
@@ -126,8 +126,20 @@ def _clips(shapes: Shapes) -> list[Found]:
 
 
 def _language_model(shapes: Shapes) -> Found | None:
-    width = next((shape[-1] for name, shape in shapes.items() if _LANGUAGE_MARK.fullmatch(name)), None)
-    return Found("language-model", width) if width else None
+    """Kinds differ in the norms and biases of a block; Qwen3-VL without vision is like Qwen3."""
+    mark = next((found for name in shapes if (found := _LANGUAGE_MARK.fullmatch(name))), None)
+    if not mark:
+        return None
+    has_norms = f"{mark[1]}self_attn.q_norm.weight" in shapes
+    has_more_norms = f"{mark[1]}pre_feedforward_layernorm.weight" in shapes
+    kind = "language-model"
+    if has_norms and not has_more_norms:
+        kind = "qwen3-vl" if any("visual." in name for name in shapes) else "qwen3"
+    elif has_more_norms and not has_norms:
+        kind = "gemma2"
+    elif f"{mark[1]}self_attn.q_proj.bias" in shapes:
+        kind = "qwen2.5"
+    return Found(kind, shapes[mark[0]][-1])
 
 
 def _has(shapes: Shapes, prefix: str) -> bool:

@@ -162,7 +162,7 @@ class Flux2Family(DiffusersFamily):
             "FLUX.2's text encoder: Qwen3 4B or 8B for klein, Mistral 3 for dev",
             "text",
             "text_encoder",
-            frozenset({"language-model"}),
+            frozenset({"qwen3", "language-model"}),
         ),
         ModelFile("text_tokenizer_path", "the folder with the text encoder's tokenizer", "text", "tokenizer"),
     )

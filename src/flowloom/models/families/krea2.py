@@ -146,7 +146,9 @@ class Krea2Family(DiffusersFamily):
     files = (
         ModelFile("path", "Krea 2's network", "network", "transformer", frozenset({"krea2"})),
         ModelFile("vae_path", "Qwen-Image's VAE", "latents", "vae", frozenset({"vae-wan"})),
-        ModelFile("text_encoder_path", "Qwen3-VL 4B", "text", "text_encoder", frozenset({"language-model"})),
+        ModelFile(
+            "text_encoder_path", "Qwen3-VL 4B", "text", "text_encoder", frozenset({"qwen3-vl", "qwen3"})
+        ),
         ModelFile("text_tokenizer_path", "the folder with Qwen3-VL's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states"}

@@ -128,7 +128,7 @@ class Lumina2Family(DiffusersFamily):
     files = (
         ModelFile("path", "Lumina 2's network", "network", "transformer", frozenset({"lumina2"})),
         VAE,
-        ModelFile("text_encoder_path", "Gemma 2 2B", "text", "text_encoder", frozenset({"language-model"})),
+        ModelFile("text_encoder_path", "Gemma 2 2B", "text", "text_encoder", frozenset({"gemma2"})),
         ModelFile("text_tokenizer_path", "the folder with Gemma's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states"}

@@ -114,9 +114,7 @@ class QwenImageFamily(DiffusersFamily):
     files = (
         ModelFile("path", "Qwen-Image's network", "network", "transformer", frozenset({"qwen-image"})),
         VAE,
-        ModelFile(
-            "text_encoder_path", "Qwen2.5-VL 7B", "text", "text_encoder", frozenset({"language-model"})
-        ),
+        ModelFile("text_encoder_path", "Qwen2.5-VL 7B", "text", "text_encoder", frozenset({"qwen2.5"})),
         ModelFile("text_tokenizer_path", "the folder with Qwen2.5-VL's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states"}

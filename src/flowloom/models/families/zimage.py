@@ -121,7 +121,7 @@ class ZImageFamily(DiffusersFamily):
     files = (
         ModelFile("path", "Z-Image's network", "network", "transformer", frozenset({"z-image"})),
         VAE,
-        ModelFile("text_encoder_path", "Qwen3 4B", "text", "text_encoder", frozenset({"language-model"})),
+        ModelFile("text_encoder_path", "Qwen3 4B", "text", "text_encoder", frozenset({"qwen3"})),
         ModelFile("text_tokenizer_path", "the folder with Qwen3's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states"}
