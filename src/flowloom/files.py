@@ -10,7 +10,9 @@ import errno
 import json
 import math
 import os
+import sqlite3
 import stat
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +118,26 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as file:
         file.write(f"{text}\n".encode())
+
+
+def use_write_ahead_log(database: sqlite3.Connection, timeout_s: float) -> None:
+    """Switch an SQLite database to the write-ahead log.
+
+    SQLite ignores the connection's timeout here: without this, two processes that open a new file at the same
+    moment would fail.
+
+    Raises:
+        sqlite3.OperationalError: the file is locked for `timeout_s`, or cannot be written.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
 
 
 def parsed(data: bytes) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowloom.errors import SourceError
+from flowloom.files import use_write_ahead_log
 
 ABANDONED_S = 600
 """Age at which a partial file is taken for one of a killed process."""
@@ -67,7 +68,7 @@ class DiskCache:
             (folder / "partial").mkdir(parents=True, exist_ok=True)
             self._index = sqlite3.connect(folder / "index.sqlite", timeout=60, check_same_thread=False)
             self._index.isolation_level = None
-            self._index.execute("PRAGMA journal_mode = WAL")
+            use_write_ahead_log(self._index, 60)
             self._index.execute("PRAGMA synchronous = NORMAL")
             self._index.executescript(SCHEMA)
             self._sweep()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from flowloom.files import use_write_ahead_log
+
 VERSION = 1
 SUFFIX = ".state"
 _ROOT = "\0root"
@@ -46,7 +48,7 @@ class BuildState:
             if version != VERSION:
                 self._database.execute("DROP TABLE IF EXISTS seen")
                 self._database.execute(f"PRAGMA user_version = {VERSION}")
-            self._database.execute("PRAGMA journal_mode = WAL")
+            use_write_ahead_log(self._database, TIMEOUT_S)
             self._database.execute("PRAGMA synchronous = OFF")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, stamp TEXT, value TEXT) WITHOUT ROWID"
