@@ -241,6 +241,9 @@ def test_a_trained_lora_does_the_same_in_diffusers(
     torch.testing.assert_close(outputs["comfy"], outputs["diffusers"], rtol=0, atol=1e-5)
     theirs = type(tiny.pipeline).from_pretrained(tiny.section.path, local_files_only=True)
     exported = tmp_path / "diffusers.safetensors"
+    alone = tmp_path / "alone.safetensors"  # without its run or base, a file shows its family
+    export_adapter(tmp_path / "comfy.safetensors", "diffusers", alone)
+    assert dict(open_weights(alone)).keys() == dict(open_weights(exported)).keys()
     theirs.load_lora_weights(str(exported))
     adapted = [part for part in theirs.transformer.modules() if isinstance(part, BaseTunerLayer)]
     assert len(adapted) == sum(name.endswith("lora_A.weight") for name in open_weights(exported)) > 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowloom.config.remote_models import with_local_models
 from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
-from flowloom.model_library.requirements import unfit_adapter, unfit_base
+from flowloom.model_library.requirements import adapter_family, unfit_adapter, unfit_base
 from flowloom.models.adapters.dora import BaseWeight
 from flowloom.models.adapters.formats import Form, adapter_content, adapter_metadata
 from flowloom.models.adapters.fused import layers_of
@@ -100,11 +100,13 @@ def _base_of(source: Path) -> Path | None:
 
 
 def _family(source: Path, base: Path | None) -> ModelFamily | None:
-    """The family that an adapter is for: its run's, or its base's; None if neither is known."""
+    """The family that an adapter is for: its run's, its base's, or that of its layers; None if unknown."""
     config = config_around(source)
     if config:
         return family_for(config.model)
-    return detect(base) if base else None
+    if base:
+        return detect(base)
+    return adapter_family(source) if source.is_file() else None
 
 
 def _weight_of(base: Path) -> BaseWeight:

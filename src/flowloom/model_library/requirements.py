@@ -236,13 +236,20 @@ def unreadable(path: Path) -> str | None:
         return None
 
 
+def adapter_family(path: Path) -> ModelFamily | None:
+    """The family that the adapter at `path` is for; None if it shows no family, or several."""
+    adapter = look(path).adapter
+    fitting = (one for one in families().values() if adapter and adapter.base == one.adapter_base.name)
+    return next(fitting, None)
+
+
 def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
     """The reason why the file at `path` is no adapter for `family`; None if it is one, or is unknown.
 
     Args:
-        family: None for the default one.
+        family: None for the adapter's own, or the default one.
     """
-    found, family = look(path), family or families()[DEFAULT]
+    found, family = look(path), family or adapter_family(path) or families()[DEFAULT]
     if found.problem:
         return found.problem
     if found.kind in ("unknown", "pickle"):
