@@ -35,6 +35,10 @@ def idle(**sections: Any) -> list[str]:
         ),
         ({"method": {"kind": "dora", "lokr_factor": 4}}, "method.lokr_factor: no effect with method dora."),
         ({"lora": LORA, "method": {"kind": "full"}}, "lora: no effect with method full."),
+        (
+            {"model": {"family": "z-image", "vae_path": "v", "clip_path": "c", "t5_to_8bit": True}},
+            "model.clip_path, model.t5_to_8bit: no effect with Z-Image.",
+        ),
         ({"video": {"num_frames": [5]}}, "video.num_frames: no effect with a model of images."),
         (
             {"inference": {"num_frames": 5}},

@@ -33,3 +33,11 @@ def test_true_and_false_are_values_of_every_key_that_takes_them() -> None:
     assert "offload_activations" in switches
     for name in properties:
         assert bool(booleans_for_numbers({"memory": {name: True}})) == (name not in switches), name
+
+
+def test_a_text_of_the_wrong_form_is_reported_with_the_pattern() -> None:
+    data = {"lora": {"target_layers": [""]}}
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate(data)
+    (problem,) = (each for found in problems_of(caught.value, data).values() for each in found)
+    assert problem.text.startswith("must match the pattern ")

@@ -24,6 +24,7 @@ from flowloom.engine.estimate.plan import make_plan
 from flowloom.engine.estimate.preflight import Target, preflight
 from flowloom.engine.parallel.ranks import Ranks
 from flowloom.engine.rows import keep_rows
+from flowloom.errors import DataError
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_by_flags
@@ -318,3 +319,14 @@ def test_a_folder_names_the_folder_of_its_images_itself(
     assert {row.filename for row in map(load_dataset(loaded.config).metadata.row, range(22))} == {
         f"{i:02d}.png" for i in range(22)
     }
+
+
+def test_a_folder_of_videos_for_a_model_of_images_is_refused_as_such(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.MP4").write_bytes(b"")
+    (tmp_path / "a" / "1.txt").write_text("a clip")
+    with pytest.raises(DataError, match=r"has videos and no images with captions.* trains on images only"):
+        folder_rows(tmp_path)
+    (tmp_path / "a" / "1.MP4").unlink()
+    with pytest.raises(DataError, match="no image with a caption was found"):
+        folder_rows(tmp_path)

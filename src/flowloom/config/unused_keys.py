@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowloom.config.run import ADAPTERS, RunConfig
-from flowloom.models.family import family_for, has_autoencoder
+from flowloom.models.family import families, family_for, has_autoencoder
 
 TRAINING = "training.change_layer_every training.trained_single_blocks training.trained_double_blocks"
 ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
@@ -111,6 +111,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         named.update(keys)
         if keys:
             yield f"{', '.join(keys)}: no effect {idle.reason.format(method=method)}."
+    yield from _of_model(config)
     yield from _of_datasets(config)
     yield from _of_previews(config)
 
@@ -119,6 +120,18 @@ def _value(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
+
+
+def _of_model(config: RunConfig) -> Iterator[str]:
+    """Files of encoders that only other families have, and T5's storage."""
+    family = family_for(config.model)
+    used = {file.key for file in family.files}
+    others = {file.key for other in families().values() for file in other.files if file.role != "network"}
+    keys = [key for key in sorted(others - used) if getattr(config.model, key)]
+    if config.model.t5_to_8bit and "t5_path" not in used:
+        keys.append("t5_to_8bit")
+    if keys:
+        yield f"{', '.join(f'model.{key}' for key in keys)}: no effect with {family.title}."
 
 
 def _of_datasets(config: RunConfig) -> Iterator[str]:

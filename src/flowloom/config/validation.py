@@ -78,7 +78,8 @@ def _problems(detail: ErrorDetails, place: Place, others: list[str]) -> list[Pro
     key = key_of(path)
     if key and (kind.endswith(_TYPE_ERRORS) or len(detail["loc"]) > len(place)):
         return [Problem(path, f"must be {key.type_text}, not {shown}.", "wrong-type")]
-    message = detail["msg"].replace("Input should", "must").replace("Value error, ", "")
+    message = detail["msg"].replace("Value error, ", "")
+    message = message.replace("Input should", "must").replace("String should match", "must match the")
     return [Problem(path, f"{message[:1].lower()}{message[1:]}, not {shown}.", code_of(kind))]
 
 

@@ -21,6 +21,7 @@ from flowloom.datasets.build.open import open_dataset
 from flowloom.datasets.build.options import BuildOptions, Kind
 from flowloom.datasets.build.state import SUFFIX, BuildState, recorded_recipe
 from flowloom.errors import DataError
+from flowloom.image_suffixes import VIDEO_SUFFIXES
 
 UPDATABLE: tuple[Kind, ...] = ("folder", "kohya")
 """Formats whose images and captions are files that people edit."""
@@ -131,9 +132,19 @@ def folder_rows(folder: Path, *, with_videos: bool = False) -> FolderRows:
     # As in the gallery, tables and archives in a folder of images are ignored.
     kind = detected.kind if detected.kind in UPDATABLE else "folder"
     options = BuildOptions(kind=kind, with_videos=with_videos)
-    report = build(str(folder), output, options, lambda _: None)
+    try:
+        report = build(str(folder), output, options, lambda _: None)
+    except DataError as error:
+        if with_videos or not _has_videos(folder):
+            raise
+        message = f"{folder} has videos and no images with captions, and the model trains on images only."
+        raise DataError(f"{message} Add images, or choose a model that trains on video.") from error
     left_out = Counter(bad.reason for bad in report.unusable)
     return FolderRows(output, report.kind, dict(left_out.most_common()))
+
+
+def _has_videos(folder: Path) -> bool:
+    return any(path.name.lower().endswith(VIDEO_SUFFIXES) for path in folder.rglob("*"))
 
 
 def left_out_message(folder: Path, left_out: Mapping[str, int]) -> str:
