@@ -47,6 +47,9 @@ export function bytes(value: number | null | undefined): string {
   return `${unit === 0 ? Math.round(size) : size.toFixed(size < 10 ? 1 : 0)} ${units[unit]}`;
 }
 
+/** An added share of a step's time: +30%. */
+export const slowDown = (share: number) => `+${Math.round(share * 100)}%`;
+
 export const mib = (value: number | null | undefined) => bytes(value == null ? null : value * 2 ** 20);
 
 export function ago(seconds: number, now = Date.now() / 1000): string {

@@ -66,6 +66,7 @@ class MeasureReport(BaseModel):
 
     path: str = Field(description="Dotted key of the configuration.", examples=["memory.streamed_blocks"])
     value: int | bool | str = Field(description="Its value in the plan.")
+    text: str = Field(description="The measure in a few words.", examples=["streams 43"])
     saved: int = Field(description="Bytes on the device.")
     slow_down: float = Field(description="Added share of a step's time, expected.")
 
@@ -99,6 +100,9 @@ class FitReport(BaseModel):
     fits: bool
     total: int = Field(description="Bytes on the device with the plan and the changes.")
     changes: list[Change] = Field(description="Settings other than those of the plan.")
+    settings: str = Field(
+        description="Changes and measures in a few words.", examples=["8bit base, streams 43"]
+    )
     plan: PlanReport
 
 

@@ -2791,6 +2791,12 @@ export interface components {
             /** Resolution */
             resolution: number;
             /**
+             * Settings
+             * @description Changes and measures in a few words.
+             * @example 8bit base, streams 43
+             */
+            settings: string;
+            /**
              * Total
              * @description Bytes on the device with the plan and the changes.
              */
@@ -3485,6 +3491,12 @@ export interface components {
              * @description Added share of a step's time, expected.
              */
             slow_down: number;
+            /**
+             * Text
+             * @description The measure in a few words.
+             * @example streams 43
+             */
+            text: string;
             /**
              * Value
              * @description Its value in the plan.

@@ -9,7 +9,7 @@ import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.estimate.advise import advise, with_key
-from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, plan_memory
+from flowloom.engine.estimate.memory_plan import Machine, MemoryPlan, Taken, plan_memory
 from flowloom.engine.estimate.networks import Networks
 from flowloom.run.preflight import Change, FitReport, MeasureReport, PlanReport
 
@@ -46,7 +46,13 @@ def plan_report(plan: MemoryPlan) -> PlanReport:
         streamed_blocks=plan.choice.streamed,
         offload_activations=plan.choice.is_offloaded,
         measures=[
-            MeasureReport(path=each.key, value=each.value, saved=each.saved, slow_down=each.slow_down)
+            MeasureReport(
+                path=each.key,
+                value=each.value,
+                text=_measure_text(each, plan),
+                saved=each.saved,
+                slow_down=each.slow_down,
+            )
             for each in plan.measures
         ],
         slow_down=plan.slow_down,
@@ -57,6 +63,11 @@ def plan_report(plan: MemoryPlan) -> PlanReport:
         speed=plan.speed.source,
         is_measured=plan.speed.is_measured,
     )
+
+
+def _measure_text(measure: Taken, plan: MemoryPlan) -> str:
+    count = plan.choice.ffn if measure.value == "ffn" else measure.value
+    return MEASURES[measure.key] + (f" {count}" if type(count) is int else "")
 
 
 def fit_table(config: RunConfig) -> list[FitReport]:
@@ -90,6 +101,7 @@ def _fit(config: RunConfig, networks: Networks, method: str, resolution: int, gi
     for change in changes:
         config = with_key(config, change.path, change.value)
     plan = plan_memory(config, networks, machine)
+    report = plan_report(plan)
     return FitReport(
         gib=gib,
         method=method,
@@ -97,7 +109,8 @@ def _fit(config: RunConfig, networks: Networks, method: str, resolution: int, gi
         fits=fits,
         total=plan.total,
         changes=changes,
-        plan=plan_report(plan),
+        settings=", ".join(_settings(changes, report)) or "no change",
+        plan=report,
     )
 
 
@@ -117,18 +130,15 @@ def fit_text(fit: FitReport) -> str:
     """The settings with which a method fits a card, in a few words."""
     if not fit.fits:
         return f"no: {fit.total / 1e9:.1f} GB"
-    words = [*_changed(fit.changes)]
-    changed = {change.path for change in fit.changes}
-    for measure in (each for each in fit.plan.measures if each.path not in changed):
-        count = fit.plan.checkpointed_ffn if measure.value == "ffn" else measure.value
-        words.append(MEASURES[measure.path] + (f" {count}" if type(count) is int else ""))
-    settings = ", ".join(words) or "no change"
-    return f"{fit.total / 1e9:.1f} GB, {settings}, {fit.plan.slow_down:+.0%} time"
+    return f"{fit.total / 1e9:.1f} GB, {fit.settings}, {fit.plan.slow_down:+.0%} time"
 
 
-def _changed(changes: Iterable[Change]) -> Iterable[str]:
-    for change in {change.path: change for change in changes}.values():
-        name = change.path.rpartition(".")[2]
+def _settings(changes: Iterable[Change], plan: PlanReport) -> Iterable[str]:
+    """Each change and measure in a few words."""
+    last = {change.path: change for change in changes}
+    for path, change in last.items():
+        name = path.rpartition(".")[2]
         yield {"base_model_quant_level": f"{change.value} base", "kind": str(change.value)}.get(
             name, f"{name} {change.value}"
         )
+    yield from (measure.text for measure in plan.measures if measure.path not in last)

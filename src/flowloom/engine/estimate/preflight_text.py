@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowloom.engine.estimate.fit_table import MEASURES, table_lines
+from flowloom.engine.estimate.fit_table import table_lines
 from flowloom.engine.estimate.plan import verdict
 from flowloom.engine.estimate.preflight import GB, Preflight
 from flowloom.engine.progress import duration
@@ -45,9 +45,8 @@ def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def _plan_rows(plan: PlanReport, blocks: int | None) -> Iterator[tuple[str, str]]:
     for measure in plan.measures:
-        count = plan.checkpointed_ffn if measure.value == "ffn" else measure.value
-        value = f"{count} of {blocks} blocks, " if type(count) is int else ""
-        yield MEASURES[measure.path], f"{value}saves {_size(measure.saved)}, {measure.slow_down:+.0%} time"
+        of = f"of {blocks} blocks, " if type(measure.value) is int or measure.value == "ffn" else ""
+        yield measure.text, f"{of}saves {_size(measure.saved)}, {measure.slow_down:+.0%} time"
     if not plan.measures:
         yield "nothing to do", "no block recomputes or streams"
     for name, size in plan.host_parts.items():
