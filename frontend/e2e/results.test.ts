@@ -5,11 +5,13 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
@@ -25,6 +27,10 @@ let config: Record<string, Record<string, unknown>>;
 
 before(async () => {
   browser = await launch();
+  // The tool of a cluster with two partitions.
+  const tools = mkdtempSync(join(tmpdir(), "flowloom-e2e-tools-"));
+  writeFileSync(join(tools, "sinfo"), "#!/bin/sh\necho gpu-a100\necho gpu-long-queue\n", { mode: 0o755 });
+  process.env.PATH = `${tools}:${process.env.PATH}`;
   studio = await new Studio().start();
   config = await studio.trained("first", 3);
   const models = join(studio.home, "models");
@@ -389,4 +395,38 @@ test("a bucket is tested, created and browsed", async (context) => {
     store.stdin.end();
     await ended;
   }
+});
+
+test("a card's memory plan, a table of cards and a cluster's fields fit a phone", async () => {
+  const page = await open("/flow-training/");
+  await page.setViewportSize({ width: 390, height: 844 });
+  const json = page.getByLabel(/Configuration as JSON/);
+  await json.fill(JSON.stringify({ ...config, memory: { checkpointed_blocks: 2 } }));
+  await page.getByText("Ready to train").waitFor();
+  await page.getByLabel("Device to check").selectOption("12 GB card");
+  await page.getByRole("button", { name: "Check memory, time and data" }).click();
+  const plan = page.getByRole("region", { name: "Memory plan" });
+  await plan.getByRole("cell", { name: "recomputes 2" }).waitFor();
+  await plan.getByText(/assumed, not measured/).waitFor();
+  await page.getByRole("button", { name: "Compare cards of 8 to 80 GB" }).click();
+  const cards = page.getByRole("region", { name: "Cards of 8 to 80 GB" });
+  await cards.getByRole("button", { name: "Full" }).click();
+  assert.equal(await cards.getByRole("rowheader").count(), 7);
+
+  const start = page.getByRole("button", { name: "Start training" });
+  await page.getByRole("checkbox", { name: "Slurm: gpu-long-queue partition" }).check();
+  await page.getByLabel("Machines").fill("2");
+  await page.getByLabel("GPUs of each").fill("8");
+  await page.getByLabel("Options").fill("output=/etc/passwd");
+  await page.getByText(/^output cannot be set here/).waitFor();
+  assert.ok(await start.isDisabled());
+  await page.getByLabel("Options").fill("time=1:00:00");
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+  const request = page.waitForRequest(/train\/start$/);
+  await page.route(/train\/start$/, (route) => route.abort());
+  await start.click();
+  const { devices, launch: machines } = (await request).postDataJSON();
+  assert.deepEqual(devices, ["slurm:gpu-long-queue"]);
+  assert.deepEqual(machines, { nodes: 2, gpus: 8, options: { time: "1:00:00" } });
+  await page.close();
 });

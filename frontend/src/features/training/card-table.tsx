@@ -66,7 +66,7 @@ export function CardTable({ fits }: { fits: Schemas["FitReport"][] }) {
         </tbody>
       </table>
       <p className="text-2xs text-muted-foreground">
-        One image at a time, encodings cached on disk. Speeds {shown[0]?.plan.speed}.
+        One image at a time, encodings cached on disk; with assumed speeds.
       </p>
     </section>
   );

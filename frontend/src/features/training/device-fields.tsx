@@ -59,6 +59,9 @@ function MachineFields({
           onChange={(gpus) => onLaunch({ ...launch, gpus })}
         />
       </div>
+      {launch.gpus === 0 && (
+        <p className="text-xs text-muted-foreground">Without GPUs the run trains on the CPU.</p>
+      )}
       <label className="grid gap-1 text-xs">
         Options
         <Input

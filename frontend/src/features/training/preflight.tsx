@@ -127,7 +127,7 @@ function CardSelect({ gib, onChange }: { gib: number | null; onChange: (gib: num
   return (
     <Select
       aria-label="Device to check"
-      className="h-7 w-auto text-xs"
+      className="h-7 text-xs"
       value={gib ?? ""}
       onChange={(event) => onChange(Number(event.target.value) || null)}
     >
@@ -164,7 +164,11 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
       title="Preflight"
       actions={
         <>
-          {hasPlan && <CardSelect gib={gib} onChange={setGib} />}
+          {hasPlan && (
+            <div className="w-32">
+              <CardSelect gib={gib} onChange={setGib} />
+            </div>
+          )}
           <Button
             size="small"
             disabled={!isReady}

@@ -11,7 +11,7 @@ import { api, Problem, unwrap } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
 import type { Draft } from "@/lib/draft";
-import { clusterOf, launchOf } from "@/lib/launch";
+import { clusterOf, launchOf, optionsProblem } from "@/lib/launch";
 import { nameProblem } from "@/lib/run-name";
 import { DeviceFields } from "./device-fields";
 
@@ -68,6 +68,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   const { data } = useQuery(queue);
   // Other trainers run on this machine only.
   const clusters = trainer === "flow" ? (data?.clusters ?? []) : [];
+  const cluster = clusterOf(draft.devices, clusters);
   const start = useMutation({
     mutationFn: () =>
       unwrap(
@@ -77,7 +78,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
             name: draft.name.trim() || null,
             config: draft.config,
             devices: draft.devices,
-            launch: launchOf(draft.launch, clusterOf(draft.devices, clusters)),
+            launch: launchOf(draft.launch, cluster),
           },
         }),
       ),
@@ -87,6 +88,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
       router.push(runHref(run.id));
     },
   });
+  const isLaunchBad = cluster !== null && optionsProblem(draft.launch.options, cluster.options) !== null;
   const isNameBad =
     start.error instanceof Problem &&
     (start.error.status === 409 || start.error.fieldProblems.some((p) => p.where === "/name"));
@@ -127,7 +129,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
         <Button
           kind="primary"
           isBusy={start.isPending}
-          disabled={count > 0 || nameProblem(draft.name) !== null}
+          disabled={count > 0 || isLaunchBad || nameProblem(draft.name) !== null}
           onClick={() => start.mutate()}
         >
           Start training
