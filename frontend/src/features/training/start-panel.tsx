@@ -88,7 +88,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
       router.push(runHref(run.id));
     },
   });
-  const isLaunchBad = cluster !== null && optionsProblem(draft.launch.options, cluster.options) !== null;
+  const isLaunchBad = cluster !== undefined && optionsProblem(draft.launch.options, cluster.options) !== null;
   const isNameBad =
     start.error instanceof Problem &&
     (start.error.status === 409 || start.error.fieldProblems.some((p) => p.where === "/name"));
