@@ -62,7 +62,7 @@ def ours(path: Path) -> np.ndarray:
 
 def by_opencv(path: Path) -> np.ndarray:
     """The same frames by OpenCV: each is read; those of the clip are scaled by area, cropped, made RGB."""
-    import cv2
+    import cv2  # pyright: ignore[reportMissingImports] -- an extra
 
     video, found, wide = cv2.VideoCapture(str(path)), [], round(1920 * SIZE[1] / 1080)
     left, number = (wide - SIZE[0]) // 2, 0
@@ -129,7 +129,7 @@ def measured(kind: str, folder: Path) -> tuple[float, float, float]:
 def run() -> Measured:
     """Compare one clip, then measure both in turn."""
     try:
-        import cv2  # noqa: F401
+        import cv2  # noqa: F401  # pyright: ignore[reportMissingImports] -- an extra
     except ImportError:
         return Measured(None, TARGET, True, detail={"reason": "needs opencv-python-headless"})
     with tempfile.TemporaryDirectory() as name:

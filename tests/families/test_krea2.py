@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -86,12 +88,13 @@ def test_norms_stay_in_float32(tmp_path: Path):
 def test_the_rules_of_readers_are_those_of_diffusers_converter():
     theirs: dict[str, str] = {}
     ours: dict[str, str] = {}
+    rules = cast("Mapping[str, tuple[str, ...]]", KREA["comfy"].layers)
     with torch.device("meta"):
         layers = [name for name, part in make_transformer().named_modules() if isinstance(part, nn.Linear)]
-    for released_name, (name,) in KREA["comfy"].layers.items():
+    for released_name, (name,) in rules.items():
         key = f"{released_name.format(0)}.weight"
         (found,) = convert_krea2_transformer_checkpoint_to_diffusers({key: torch.zeros(6, 1)})
         theirs[released_name], ours[released_name] = found, f"{name.format(0)}.weight"
     assert ours == theirs
-    stated = {name for (name,) in KREA["comfy"].layers.values()}
+    stated = {name for (name,) in rules.values()}
     assert stated == {re.sub(r"_blocks\.\d+", "_blocks.{}", name) for name in layers}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowloom.errors import WeightsError
 from flowloom.models.family import Grid, ModelSettings, OpenEncoder, Sizes
@@ -63,7 +63,7 @@ class DiffusersFamily:
 
     def arguments(self, sizes: Any) -> dict[str, Any]:
         """Arguments of the network's class in diffusers; by default the fields of `sizes`."""
-        return dict(vars(sizes))
+        return cast("dict[str, Any]", vars(sizes))
 
     def sizes(self, path: Path) -> Sizes:
         """Sizes of the network in `path`.

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -99,7 +99,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 def upload(jsonl: Path, store: FolderStore, public_url: str = "") -> UploadReport:
     out = jsonl.with_name("new.jsonl")
-    return Uploader(jsonl, URL, store).upload(out, public_url, lambda report: None)
+    return Uploader(jsonl, URL, cast("Any", store)).upload(out, public_url, lambda report: None)
 
 
 @pytest.mark.parametrize("has_md5", [True, False])
@@ -167,7 +167,7 @@ def test_rows_without_an_image_are_reported(jsonl: Path, store: FolderStore, tmp
 def test_the_original_is_never_overwritten(jsonl: Path, store: FolderStore) -> None:
     before = jsonl.read_bytes()
     with pytest.raises(DataError, match="choose another file"):
-        Uploader(jsonl, URL, store).upload(jsonl, "", lambda report: None)
+        Uploader(jsonl, URL, cast("Any", store)).upload(jsonl, "", lambda report: None)
     assert jsonl.read_bytes() == before
 
 
@@ -180,7 +180,7 @@ def test_a_listing_becomes_rows_by_range_requests(store: FolderStore, tmp_path: 
     write(store.root / "broken.png", b"x" * 100)
     write(store.root / "notes.md", "x")
     options = BuildOptions(default_caption="none")
-    found = list(open_listing(URL, store, options).items)
+    found = list(open_listing(URL, cast("Any", store), options).items)
     assert len(found) == 3
     rows, report = built_from(store, tmp_path, options)
     assert [(row["filename"], row["caption_or_tags"], row["width"]) for row in rows] == [
@@ -199,7 +199,7 @@ def test_a_listing_becomes_rows_by_range_requests(store: FolderStore, tmp_path: 
 def built_from(
     store: FolderStore, folder: Path, options: BuildOptions
 ) -> tuple[list[dict[str, Any]], BuildReport]:
-    reading = open_listing(URL, store, options)
+    reading = open_listing(URL, cast("Any", store), options)
     report = build_from(reading, BuildReport(URL, folder / "d.jsonl"), options, lambda report: None)
     return [orjson.loads(line) for line in (folder / "d.jsonl").read_bytes().splitlines()], report
 
@@ -250,7 +250,7 @@ def check_pages(server: str, tmp_path: Path) -> None:
     for number, name in enumerate(["a b/ü & #1.png", "top.png", "x/y/deep?.png"]):
         write(tmp_path / "web" / name, image_bytes(number, (20 + number, 10)))
         write((tmp_path / "web" / name).with_suffix(".txt"), f"caption {number}")
-    pages = IndexPages(server, WebStore(server))
+    pages = IndexPages(server, cast("Any", WebStore(server)))
     reading = open_listing(server, pages, BuildOptions())
     report = build_from(
         reading, BuildReport(server, tmp_path / "d.jsonl"), BuildOptions(), lambda report: None

@@ -85,7 +85,7 @@ class Export:
                 continue
             self.report.num_rows += 1
             self.on_progress(self.report)
-            if isinstance(row, FetchedRow) and row.row.fields.get(REFERENCES):
+            if row.row.fields.get(REFERENCES):
                 self.report.remarks["references are lost: this format cannot contain them"] += 1
             yield row
 
