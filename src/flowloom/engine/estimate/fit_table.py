@@ -137,8 +137,11 @@ def _settings(changes: Iterable[Change], plan: PlanReport) -> Iterable[str]:
     """Each change and measure in a few words."""
     last = {change.path: change for change in changes}
     for path, change in last.items():
-        name = path.rpartition(".")[2]
-        yield {"base_model_quant_level": f"{change.value} base", "kind": str(change.value)}.get(
-            name, f"{name} {change.value}"
-        )
+        section, _, name = path.rpartition(".")
+        yield {
+            "base_model_quant_level": f"{change.value} base",
+            "kind": str(change.value),
+            "device": f"{section} on {change.value}",
+            "fused_backward": "fused backward",
+        }.get(name, f"{name} {change.value}")
     yield from (measure.text for measure in plan.measures if measure.path not in last)
