@@ -101,7 +101,10 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def ray_cluster() -> Generator[Cluster]:
     """Two nodes, which take a few seconds to start."""
     # Ray's sockets are in it, and their paths must be short.
-    with tempfile.TemporaryDirectory(prefix="ray") as name, (Path(name) / "log").open("wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name,
+        (Path(name) / "log").open("wb") as log,
+    ):
         cluster = None
         try:
             cluster = Cluster(Path(name), log)

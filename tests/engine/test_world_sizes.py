@@ -76,6 +76,8 @@ def runs(
                 "training": TRAINING,
                 "dataloader": {"batch_size": 5} | (broken if name == "broken" else {}),
                 "limits": {"max_steps": 6},
+                # auto would shard the network when other tests have taken the memory.
+                "parallel": {"strategy": "ranks"},
             }
             run_dir.write_run(make_config(**(defaults | sections)), "a test")
             found[name][num_ranks] = run_dir
