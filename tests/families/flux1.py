@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowloom.models.families.flux1 import FAMILY
 from flowloom.models.family import Conditioning, Grid
 from tests.fakes.tiny_pipelines import make_flux1_pipeline
+from tests.families.tiny import TinyImages
 
 MAX_LENGTH = 24
 
 
-class TinyFlux1:
+class TinyFlux1(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -48,26 +48,5 @@ class TinyFlux1:
             return_dict=False,
         )[0]
 
-    def latents(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> Tensor:
-        return self._run(pipeline, prompt, tokens, size, steps, "latent")
-
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
-
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        return pipeline(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            guidance_scale=self.guidance,
-            max_sequence_length=MAX_LENGTH,
-            latents=tokens,
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance, "max_sequence_length": MAX_LENGTH}

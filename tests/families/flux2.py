@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -14,6 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.families.flux2 import FAMILY
 from flowloom.models.family import Conditioning, Grid
+from tests.families.tiny import TinyImages
 
 with quiet_imports():
     from diffusers import (
@@ -146,7 +146,7 @@ def released_autoencoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-class TinyFlux2:
+class TinyFlux2(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -180,27 +180,13 @@ class TinyFlux2:
     def latents(
         self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
     ) -> Tensor:
-        planes = self._run(pipeline, prompt, tokens, size, steps, "latent")
+        planes = super().latents(pipeline, prompt, tokens, size, steps)
         patches, statistics = pipeline._patchify_latents(planes), pipeline.vae.bn
         mean, variance = (x.view(-1, 1, 1) for x in (statistics.running_mean, statistics.running_var))
         return pipeline._pack_latents((patches - mean) / torch.sqrt(variance + 1e-4))
 
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
+    def noise(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, (size[1] // 16, size[0] // 16))
 
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        width, height = size
-        return pipeline(
-            prompt=prompt,
-            width=width,
-            height=height,
-            num_inference_steps=steps,
-            guidance_scale=self.guidance,
-            max_sequence_length=self.max_length,
-            latents=tokens.transpose(1, 2).unflatten(2, (height // 16, width // 16)),
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance, "max_sequence_length": self.max_length}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from flowloom.models.families.krea2 import FAMILY
 from flowloom.models.family import Conditioning, Grid
 from flowloom.models.qwen_text import TEMPLATE
 from tests.families.qwen_image import make_tokenizer
+from tests.families.tiny import TinyImages
 
 with quiet_imports():
     from diffusers import (
@@ -72,7 +72,7 @@ def make_transformer() -> Krea2Transformer2DModel:
     )
 
 
-class TinyKrea2:
+class TinyKrea2(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -121,26 +121,5 @@ class TinyKrea2:
             return_dict=False,
         )[0]
 
-    def latents(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> Tensor:
-        return self._run(pipeline, prompt, tokens, size, steps, "latent")
-
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
-
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        return pipeline(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            guidance_scale=self.guidance,
-            max_sequence_length=MAX_LENGTH,
-            latents=tokens,
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance, "max_sequence_length": MAX_LENGTH}

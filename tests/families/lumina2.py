@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from flowloom.models.families.lumina2 import FAMILY, INSTRUCTION
 from flowloom.models.family import Conditioning, Grid
 from flowloom.nn.patches import pack, unpack
 from tests.fakes.tiny_pipelines import make_scaled_autoencoder
+from tests.families.tiny import TinyImages
 
 with quiet_imports():
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
@@ -50,7 +50,7 @@ def make_transformer() -> Lumina2Transformer2DModel:
     )
 
 
-class TinyLumina2:
+class TinyLumina2(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -90,26 +90,13 @@ class TinyLumina2:
     def latents(
         self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
     ) -> Tensor:
-        return pack(self._run(pipeline, prompt, tokens, size, steps, "latent"))
+        return pack(super().latents(pipeline, prompt, tokens, size, steps))
 
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
+    def noise(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        return unpack(tokens, size[1] // 8, size[0] // 8)
 
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        return pipeline(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            guidance_scale=self.guidance,
-            max_sequence_length=MAX_LENGTH,
-            latents=unpack(tokens, size[1] // 8, size[0] // 8),
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance, "max_sequence_length": MAX_LENGTH}
 
 
 _IN_RELEASE = {

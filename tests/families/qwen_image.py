@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from flowloom.import_warnings import quiet_imports
 from flowloom.models.families.qwen_image import FAMILY
 from flowloom.models.family import Conditioning, Grid
 from flowloom.models.qwen_text import EDIT_TEMPLATE, TEMPLATE
+from tests.families.tiny import TinyImages
 
 with quiet_imports():
     from diffusers import (
@@ -110,7 +110,7 @@ def make_parts(*templates: str, **settings: Any) -> dict[str, Any]:
         }
 
 
-class TinyQwenImage:
+class TinyQwenImage(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -143,28 +143,8 @@ class TinyQwenImage:
             return_dict=False,
         )[0]
 
-    def latents(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> Tensor:
-        return self._run(pipeline, prompt, tokens, size, steps, "latent")
-
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
-
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        return pipeline(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            true_cfg_scale=1.0,
-            latents=tokens,
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"true_cfg_scale": 1.0}
 
 
 def make_edit_pipeline(*, is_first: bool = False, **settings: Any) -> Any:

@@ -52,3 +52,41 @@ class TinyPipeline(Protocol):
     ) -> np.ndarray:
         """The image (H, W, 3) of `latents`, in [0, 255]."""
         ...
+
+
+class TinyImages:
+    """`latents` and `image` of a pipeline that takes packed noise and gives packed latents."""
+
+    def latents(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
+    ) -> Tensor:
+        """See TinyPipeline."""
+        return self.run(pipeline, prompt, tokens, size, steps, "latent")
+
+    def image(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
+    ) -> np.ndarray:
+        """See TinyPipeline."""
+        return self.run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
+
+    def run(
+        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
+    ) -> Any:
+        """The images or latents of a call of `pipeline`."""
+        return pipeline(
+            prompt=prompt,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=steps,
+            latents=self.noise(tokens, size),
+            output_type=output,
+            **self.arguments(),
+        ).images
+
+    def noise(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Noise in the form that the pipeline takes."""
+        return tokens
+
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments of the pipeline, such as its guidance."""
+        raise NotImplementedError

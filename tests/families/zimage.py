@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
@@ -16,6 +15,7 @@ from flowloom.models.families.zimage import FAMILY
 from flowloom.models.family import Conditioning, Grid
 from flowloom.nn.patches import pack, unpack
 from tests.fakes.tiny_pipelines import make_scaled_autoencoder
+from tests.families.tiny import TinyImages
 
 with quiet_imports():
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
@@ -62,7 +62,7 @@ def make_transformer() -> ZImageTransformer2DModel:
     return network
 
 
-class TinyZImage:
+class TinyZImage(TinyImages):
     """See TinyPipeline."""
 
     family = FAMILY
@@ -97,25 +97,13 @@ class TinyZImage:
     def latents(
         self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
     ) -> Tensor:
-        return pack(self._run(pipeline, prompt, tokens, size, steps, "latent"))
+        return pack(super().latents(pipeline, prompt, tokens, size, steps))
 
-    def image(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int
-    ) -> np.ndarray:
-        return self._run(pipeline, prompt, tokens, size, steps, "np")[0] * 255
+    def noise(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        return unpack(tokens, size[1] // 8, size[0] // 8)
 
-    def _run(
-        self, pipeline: Any, prompt: str, tokens: Tensor, size: tuple[int, int], steps: int, output: str
-    ) -> Any:
-        return pipeline(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            guidance_scale=self.guidance - 1,  # it is added to the prompt's own prediction
-            latents=unpack(tokens, size[1] // 8, size[0] // 8),
-            output_type=output,
-        ).images
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance - 1}  # it is added to the prompt's own prediction
 
 
 def in_comfy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

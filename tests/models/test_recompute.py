@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import FluxTransformer2DModel, Krea2Transformer2DModel, QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.families.chroma import FAMILY as CHROMA
 from flowloom.models.families.flux1 import FAMILY as FLUX1
+from flowloom.models.families.krea2 import FAMILY as KREA2
 from flowloom.models.families.qwen_image import FAMILY as QWEN_IMAGE
 from flowloom.models.family import ModelFamily, family_of
 from flowloom.nn.chroma import CHROMA1, Chroma
@@ -65,9 +66,28 @@ def make_qwen_image(width: int, doubles: int, singles: int) -> nn.Module:
     )
 
 
+def make_krea2(width: int, doubles: int, singles: int) -> nn.Module:
+    """Krea 2 with random weights; its blocks are all of one kind."""
+    torch.manual_seed(4)
+    return Krea2Transformer2DModel(
+        in_channels=64,
+        num_layers=doubles + singles,
+        attention_head_dim=HEAD,
+        num_attention_heads=width // HEAD,
+        num_key_value_heads=max(1, width // HEAD // 4),
+        intermediate_size=width * 8 // 3,
+        text_hidden_dim=16,
+        num_text_layers=2,
+        text_num_attention_heads=1,
+        text_num_key_value_heads=1,
+        text_intermediate_size=16,
+    )
+
+
 FAMILIES = {
     "chroma": (CHROMA, make_chroma),
     "flux1": (FLUX1, make_flux1),
+    "krea2": (KREA2, make_krea2),
     "qwen-image": (QWEN_IMAGE, make_qwen_image),
 }
 
