@@ -117,5 +117,5 @@ def load_flux2_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> 
         is_qwen = settings["model_type"] == "qwen3"
     else:
         is_qwen = any(name.endswith("layers.0.self_attn.q_norm.weight") for name in open_weights(path))
-    sizes = None if is_qwen or "model_type" in settings else RELEASED_MISTRAL
+    sizes = None if is_qwen else RELEASED_MISTRAL
     return load_text_model(path, device, dtype, sizes, (_QWEN_LAYERS if is_qwen else _MISTRAL_LAYERS)[-1])

@@ -83,9 +83,7 @@ def open_qwen3_vl(model: ModelSettings, device: torch.device, dtype: torch.dtype
     Raises:
         WeightsError: see load_text_model.
     """
-    path = Path(model.text_encoder_path)
-    has_config = ((path if path.is_dir() else path.parent) / "config.json").is_file()
-    return load_text_model(path, device, dtype, None if has_config else RELEASED)
+    return load_text_model(Path(model.text_encoder_path), device, dtype, RELEASED)
 
 
 def load_krea2_conditioner(

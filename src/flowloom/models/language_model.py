@@ -196,8 +196,8 @@ def _text_config(path: Path, weights: Weights, sizes: Mapping[str, Any] | None) 
     """
     with quiet_imports():
         from transformers import AutoConfig
-    settings = dict(sizes or read_small_json((path if path.is_dir() else path.parent) / "config.json"))
-    settings = settings if "model_type" in settings else _qwen3_sizes(weights.shapes)
+    beside = read_small_json((path if path.is_dir() else path.parent) / "config.json")
+    settings = dict(beside if "model_type" in beside else sizes or _qwen3_sizes(weights.shapes))
     config: Any = AutoConfig.for_model(settings.pop("model_type"), **settings)
     return config.get_text_config()
 

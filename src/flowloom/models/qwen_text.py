@@ -157,12 +157,7 @@ def open_qwen(model: ModelSettings, device: torch.device, dtype: torch.dtype) ->
     Raises:
         WeightsError: see load_text_model.
     """
-    path = Path(model.text_encoder_path)
-    return load_text_model(path, device, dtype, None if _settings(path) else RELEASED)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    return read_small_json((path if path.is_dir() else path.parent) / "config.json")
+    return load_text_model(Path(model.text_encoder_path), device, dtype, RELEASED)
 
 
 def _open_vision(path: Path, device: torch.device, dtype: torch.dtype, text: nn.Module) -> nn.Module:
@@ -173,7 +168,8 @@ def _open_vision(path: Path, device: torch.device, dtype: torch.dtype, text: nn.
     """
     with quiet_imports():
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
-    config = Qwen2_5_VLConfig.from_dict(_settings(path) or RELEASED)
+    beside = read_small_json((path if path.is_dir() else path.parent) / "config.json")
+    config = Qwen2_5_VLConfig.from_dict(beside or RELEASED)
     with torch.device("meta"):
         whole: Any = Qwen2_5_VLModel(config)
     fill_tables(whole.visual)

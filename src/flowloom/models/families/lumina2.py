@@ -51,6 +51,8 @@ _BLOCK = {
 } | {f"feed_forward.w{i}": (f"feed_forward.linear_{i}",) for i in (1, 2, 3)}
 _MODULATED = _BLOCK | {"adaLN_modulation.1": ("norm1.linear",)}
 _EMBED = "time_caption_embed"
+GEMMA = {"model_type": "gemma2"}
+"""The sizes of Gemma 2 2B, transformers' defaults, for files that have no config.json beside them."""
 NAMES = LoraNames(
     stacks=(
         ("layers", "layers", _MODULATED),
@@ -199,14 +201,14 @@ class Lumina2Family(DiffusersFamily):
         from flowloom.models.language_model import TrimmedStates, load_language_model
 
         path, tokenizer_path = Path(model.text_encoder_path), Path(model.text_tokenizer_path)
-        encoder = load_language_model(path, tokenizer_path, device, dtype, _gemma_sizes(path))
+        encoder = load_language_model(path, tokenizer_path, device, dtype, GEMMA)
         return TrimmedStates(encoder, instructed)
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
         from flowloom.models.language_model import load_text_model
 
         path = Path(model.text_encoder_path)
-        opened = partial(load_text_model, path, sizes=_gemma_sizes(path))
+        opened = partial(load_text_model, path, sizes=GEMMA)
         return {**super().encoders(model), "model.text_encoder_path": opened}
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
@@ -262,12 +264,6 @@ class Lumina2Family(DiffusersFamily):
 def instructed(caption: str) -> str:
     """The text that the encoder reads of a caption; the pipeline gives negative prompts no instruction."""
     return INSTRUCTION + caption if caption else caption
-
-
-def _gemma_sizes(path: Path) -> dict[str, Any] | None:
-    """Those of Gemma 2 2B, transformers' defaults, for a file without config.json."""
-    folder = path if path.is_dir() else path.parent
-    return None if (folder / "config.json").is_file() else {"model_type": "gemma2"}
 
 
 def _renamed(layer: str) -> str:
